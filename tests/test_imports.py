@@ -1,0 +1,52 @@
+"""Imports point one way: this table is the rule, the test walks every import."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "pixeldance"
+
+BASE = {"_fields", "errors", "geometry", "pictures", "request"}
+PARTS = {"diffusion", "models", "video"}
+PIPELINE = BASE | PARTS | {"instructions", "pipeline"}
+ALLOWED = {
+    **dict.fromkeys(BASE, BASE),
+    **dict.fromkeys(PARTS, BASE | PARTS),
+    "instructions": BASE | PARTS,
+    "pipeline": PIPELINE - {"pipeline"},
+    "api": PIPELINE,
+    "worlds": BASE | PARTS | {"instructions"},
+    "training": BASE | PARTS | {"instructions", "worlds"},
+    "evaluation": PIPELINE | {"api", "worlds", "training"},
+    "cli": PIPELINE | {"api", "worlds", "training", "evaluation"},
+    "__main__": {"cli"},
+}
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(path: Path) -> None:
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert part in ALLOWED, f"add {part!r} to the table: what may it import?"
+    known = {entry.stem for entry in PACKAGE.iterdir()} - {"__init__"}
+    names = (name.split(".") for name in imported_modules(path))
+    used = {name[1] for name in names if name[0] == "pixeldance" and len(name) > 1} & known
+    assert used <= ALLOWED[part] | {part}, f"may not import {used - ALLOWED[part] - {part}}"
+
+
+def test_no_file_needs_torchvision() -> None:
+    users = [p.name for p in FILES if any(m.startswith("torchvision") for m in imported_modules(p))]
+    assert users == []
