@@ -1,0 +1,48 @@
+"""Noise levels of the sampler's steps."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pixeldance.errors import ConfigError
+
+
+def shift_sigmas(sigmas: Float[Tensor, "*shape"], shift: float) -> Float[Tensor, "*shape"]:
+    """Move noise levels towards noise; 0 and 1 stay where they are.
+
+    Args:
+        sigmas: Levels in [0, 1].
+        shift: Timestep shift, greater than 0; 1.0 changes nothing.
+
+    Returns:
+        ``shift * sigma / (1 + (shift - 1) * sigma)``.
+
+    Raises:
+        ConfigError: If ``shift`` is not greater than 0.
+
+    References:
+        Esser et al. 2024, eq. 23 (there alpha = shift), https://arxiv.org/abs/2403.03206
+    """
+    if not shift > 0:
+        raise ConfigError(f"shift must be greater than 0, got {shift}. Use 1.0 for no shift.")
+    return shift * sigmas / (1.0 + (shift - 1.0) * sigmas)
+
+
+def shifted_sigmas(num_steps: int, *, shift: float = 1.0) -> Float[Tensor, " {num_steps}+1"]:
+    """Noise levels from 1 (noise) down to 0 (data), shifted towards noise.
+
+    Args:
+        num_steps: Number of sampler steps, at least 1.
+        shift: Timestep shift; 1.0 is uniform, larger spends more steps near noise.
+
+    Returns:
+        ``num_steps + 1`` float32 levels on the CPU, strictly decreasing.
+
+    Raises:
+        ConfigError: If ``num_steps < 1`` or ``shift <= 0``.
+    """
+    if num_steps < 1:
+        raise ConfigError(f"num_steps must be at least 1, got {num_steps}. Use 1 or more.")
+    # float64 inside, so that the float32 levels are the nearest ones.
+    uniform = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
+    return shift_sigmas(uniform, shift).float()
