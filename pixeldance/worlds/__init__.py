@@ -1,0 +1,1 @@
+"""Procedural training worlds: scenes whose pictures, motions and captions are known exactly."""
