@@ -1,0 +1,452 @@
+"""The short way in: load a model, generate a clip, save it.
+
+model = load()
+clip = model.generate(prompt="a red fox jumps", first_frame="fox.png")
+clip.save("fox.mp4")
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from pixeldance.errors import CheckpointError, InputError
+from pixeldance.geometry import Size, duration_of, fit_picture, resolve_frame_index
+from pixeldance.models.loading import available_models, find_weights, weights_sha256
+from pixeldance.pictures import load_picture
+from pixeldance.pipeline import PixelDanceOutput, PixelDancePipeline
+from pixeldance.request import GenerationRequest
+from pixeldance.video import (
+    build_recipe,
+    decode_pictures,
+    installed_versions,
+    write_clip,
+    write_contact_sheet,
+)
+from pixeldance.video.files import check_output_path
+
+__all__ = ["Clip", "Model", "StepEvent", "available_models", "load", "rerun"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_MAX_SEED = 2**63 - 1
+
+
+class StepEvent(NamedTuple):
+    """Progress of a generation, after each step."""
+
+    step: int
+    """Steps done, from 1. Where several clips are made, their steps count on."""
+    num_steps: int
+    """Steps in all."""
+    elapsed_s: float
+    """Seconds since the start."""
+    remaining_s: float
+    """Seconds that the remaining steps will take at the pace so far; decoding comes on top."""
+
+
+StepListener = Callable[[StepEvent], object]
+"""Called after each step; raise ``GenerationCancelled`` in it to stop. Its result is ignored."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clip:
+    """A finished clip.
+
+    Attributes:
+        frames: ``frames height width 3``, uint8, sRGB.
+        fps: Frames per second.
+        seed: The seed that was used, also where the request left it open.
+        recipe: All that is needed to make the clip again, JSON values only; ``rerun`` takes it.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    fps: int
+    seed: int
+    recipe: dict[str, Any]
+
+    @property
+    def first_frame(self) -> Image.Image:
+        """The first frame, as a picture."""
+        return Image.fromarray(self.frames[0])
+
+    @property
+    def last_frame(self) -> Image.Image:
+        """The last frame, as a picture: the first frame of a clip that goes on from here."""
+        return Image.fromarray(self.frames[-1])
+
+    @property
+    def duration(self) -> float:
+        """Seconds that the clip plays."""
+        return duration_of(len(self.frames), self.fps)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        sidecar: bool = True,
+        contact_sheet: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write the clip as MP4 with its recipe in it; complete or not at all.
+
+        Args:
+            path: Where it goes, ending in ``.mp4``.
+            overwrite: Whether files that are already there may be replaced.
+            sidecar: Whether the recipe is also written beside the clip, as ``.json``.
+            contact_sheet: Where to write a picture of some of the frames, ending in ``.png``.
+
+        Returns:
+            The path of the clip.
+
+        Raises:
+            InputError: If a file cannot be written there.
+        """
+        if contact_sheet is not None:
+            check_output_path(contact_sheet, suffix=".png", overwrite=overwrite)
+        written = write_clip(
+            path,
+            self.frames,
+            fps=self.fps,
+            recipe=self.recipe,
+            overwrite=overwrite,
+            sidecar=sidecar,
+        )
+        if contact_sheet is not None:
+            write_contact_sheet(contact_sheet, self.frames, overwrite=overwrite)
+        return written
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        name: Name of its folder.
+        pipeline: The diffusers pipeline inside.
+        sha256: Fingerprint of the weights.
+        load_s: Seconds that loading took.
+    """
+
+    name: str
+    pipeline: PixelDancePipeline
+    sha256: str
+    load_s: float = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return torch.device(self.pipeline.transformer.device)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the transformer, such as ``bfloat16``."""
+        return str(self.pipeline.transformer.dtype).removeprefix("torch.")
+
+    def generate(
+        self,
+        request: GenerationRequest | None = None,
+        *,
+        on_step: StepListener | None = None,
+        **fields: Any,
+    ) -> Clip:
+        """Make one clip.
+
+        Args:
+            request: What to make; or give its fields as keywords.
+            on_step: Called after each step.
+            **fields: Fields of ``GenerationRequest``; unknown ones are errors.
+
+        Returns:
+            The clip. Equal requests with a seed give equal frames on one machine.
+
+        Raises:
+            InputError: If the request is wrong or asks for several clips; before anything heavy.
+        """
+        request = self._request(request, fields)
+        if request.num_videos != 1:
+            raise InputError(
+                f"generate makes one clip, num_videos is {request.num_videos}. "
+                "Use generate_many, or leave num_videos out."
+            )
+        return self._clips(request, on_step)[0]
+
+    def generate_many(
+        self,
+        request: GenerationRequest | None = None,
+        *,
+        on_step: StepListener | None = None,
+        **fields: Any,
+    ) -> list[Clip]:
+        """Make ``num_videos`` clips that differ in their seeds: the request's, and the next ones.
+
+        They are made one after the other, so that each is exactly what its own seed gives alone.
+
+        Args:
+            request: What to make; or give its fields as keywords.
+            on_step: Called after each step of each clip.
+            **fields: Fields of ``GenerationRequest``; unknown ones are errors.
+
+        Returns:
+            The clips.
+        """
+        return self._clips(self._request(request, fields), on_step)
+
+    def _request(
+        self, request: GenerationRequest | None, fields: Mapping[str, Any]
+    ) -> GenerationRequest:
+        if request is not None and fields:
+            raise InputError(
+                f"Give a request or its fields, not both; got both, with {', '.join(fields)}."
+            )
+        checked = GenerationRequest.parse(fields) if request is None else request
+        if "model" in checked.model_fields_set and Path(checked.model).name != self.name:
+            raise InputError(
+                f"The request asks for the model {checked.model!r}, this one is {self.name!r}. "
+                f"Use load({checked.model!r}), or leave model out."
+            )
+        return checked.model_copy(update={"model": self.name})
+
+    def _clips(
+        self, request: GenerationRequest, on_step: StepListener | None, size: Size | None = None
+    ) -> list[Clip]:
+        """The clips of a checked request; the size of a rerun is known."""
+        pictures = {role: load_picture(source) for role, source in request.pictures.items()}
+        size = size or self._size(request, pictures)
+        # As the model sees them: these go into the recipe, so that it needs no other file.
+        pictures = {
+            role: fit_picture(picture, size, fit=request.fit, focus=request.focus)
+            for role, picture in pictures.items()
+        }
+        first_seed = secrets.randbits(32) if request.seed is None else request.seed
+        start = time.monotonic()
+        clips = []
+        for number in range(request.num_videos):
+            progress = None
+            if on_step is not None:
+                done = number * request.num_inference_steps
+                progress = partial(_report, on_step, request, start, done)
+            seed = (first_seed + number) % (_MAX_SEED + 1)
+            clips.append(self._clip(request, seed, size, pictures, progress))
+        return clips
+
+    def _size(self, request: GenerationRequest, pictures: Mapping[str, Image.Image]) -> Size:
+        if request.height is not None and request.width is not None:
+            return Size(request.height, request.width)
+        by_frame = {
+            resolve_frame_index(frame, request.resolved_num_frames): pictures[f"keyframe:{frame}"]
+            for frame in request.keyframes
+        }
+        for role, frame in (("first_frame", 0), ("last_frame", request.resolved_num_frames - 1)):
+            if role in pictures:
+                by_frame[frame] = pictures[role]
+        return self.pipeline.size_for(request.aspect_ratio, by_frame)
+
+    def _clip(
+        self,
+        request: GenerationRequest,
+        seed: int,
+        size: Size,
+        pictures: Mapping[str, Image.Image],
+        progress: Callable[[int], None] | None,
+    ) -> Clip:
+        start = time.monotonic()
+        sampled = start
+
+        def after_step(
+            pipeline: PixelDancePipeline,  # noqa: ARG001 - diffusers' convention
+            step: int,
+            timestep: torch.Tensor,  # noqa: ARG001
+            tensors: dict[str, torch.Tensor],  # noqa: ARG001
+        ) -> None:
+            nonlocal sampled
+            sampled = time.monotonic()
+            if progress is not None:
+                progress(step)
+
+        # No bar where progress is reported, and none in files.
+        self.pipeline.set_progress_bar_config(disable=True if progress is not None else None)
+        output = self.pipeline(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            first_frame=pictures.get("first_frame"),
+            last_frame=pictures.get("last_frame"),
+            keyframes={frame: pictures[f"keyframe:{frame}"] for frame in request.keyframes},
+            last_frame_strength=request.last_frame_strength,
+            height=size.height,
+            width=size.width,
+            num_frames=request.resolved_num_frames,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=[],
+        )
+        assert isinstance(output, PixelDanceOutput), "return_dict is left at True"
+        frames = (output.frames[0] * 255.0).round().astype(np.uint8)
+        end = time.monotonic()
+        recipe = build_recipe(
+            request.to_recipe(pictures),
+            seed=seed,
+            frames=frames,
+            fps=request.fps,
+            model={
+                "name": self.name,
+                "sha256": self.sha256,
+                "dtype": self.dtype,
+                "device": self.device.type,
+            },
+            versions=installed_versions(),
+            timings={"load": self.load_s, "sample": sampled - start, "decode": end - sampled},
+            pictures=pictures,
+        )
+        return Clip(frames=frames, fps=request.fps, seed=seed, recipe=recipe)
+
+
+def load(
+    model: str | os.PathLike[str] = "pixeldance-mini",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Model:
+    """Load a model.
+
+    Args:
+        model: Name of a model (see ``available_models``), path of a folder, or hub id.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` takes a CUDA device if there is one.
+        dtype: Number format of the transformer: ``float32``, ``bfloat16``, ``float16`` (not on the
+            CPU). ``auto`` takes bfloat16 where the device computes in it, else float32.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: If the weights or the text encoder are missing or damaged.
+        InputError: If the device or the dtype cannot be used.
+    """
+    start = time.monotonic()
+    chosen_device = _choose_device(device)
+    chosen_dtype = _choose_dtype(dtype, chosen_device)
+    folder = find_weights(os.fspath(model))
+    # The codec stays in float32: bfloat16 is too coarse for its projection.
+    with _without_loading_bars():
+        pipeline = PixelDancePipeline.from_pretrained(folder, dtype=chosen_dtype)
+    pipeline.to(chosen_device)
+    return Model(
+        name=folder.name,
+        pipeline=pipeline,
+        sha256=weights_sha256(folder),
+        load_s=time.monotonic() - start,
+    )
+
+
+def rerun(
+    recipe: Mapping[str, Any],
+    *,
+    model: Model | None = None,
+    device: str = "auto",
+    on_step: StepListener | None = None,
+) -> Clip:
+    """Make a clip again from its recipe.
+
+    On the same kind of machine with the same versions the frames are equal, so are
+    ``recipe["frames"]["sha256"]`` of both.
+
+    Args:
+        recipe: Recipe of a clip, see ``Clip.recipe`` and ``video.read_recipe``.
+        model: The model that made it; by default the one named in the recipe is loaded, in the
+            dtype recorded there.
+        device: Where to load it.
+        on_step: Called after each step.
+
+    Returns:
+        The clip.
+
+    Raises:
+        CheckpointError: If the model is missing or its weights are not those of the recipe.
+        InputError: If the recipe cannot be followed.
+    """
+    pictures = decode_pictures(recipe)
+    request = GenerationRequest.from_recipe(recipe["request"], pictures)
+    recorded = recipe["model"]
+    if model is None:
+        model = load(recorded["name"], device=device, dtype=recorded.get("dtype", "auto"))
+    if model.sha256 != recorded["sha256"]:
+        raise CheckpointError(
+            f"The clip was made with weights {recorded['sha256'][:12]} of {recorded['name']!r}, "
+            f"here are {model.sha256[:12]}: its frames would differ. Install those weights, or "
+            "use generate."
+        )
+    size = Size(recipe["frames"]["height"], recipe["frames"]["width"])
+    request = request.model_copy(update={"seed": recipe["seed"], "num_videos": 1})
+    return model._clips(request, on_step, size)[0]
+
+
+@contextmanager
+def _without_loading_bars() -> Iterator[None]:
+    """Loading takes a second; the libraries' bars about it would garble a program's output."""
+    libraries = [
+        library
+        for library in (diffusers_logging, transformers_logging)
+        if library.is_progress_bar_enabled()
+    ]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"The device {device!r} cannot be used here. Use auto, cpu or cuda."
+        ) from error
+    return chosen
+
+
+def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        is_fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
+        return torch.bfloat16 if is_fast else torch.float32
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
+    if dtype == "float16" and device.type == "cpu":
+        raise InputError("float16 is slow and inexact on the CPU. Use auto, float32 or bfloat16.")
+    return DTYPES[dtype]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16; elsewhere it is emulated, slowly."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def _report(
+    on_step: StepListener, request: GenerationRequest, start: float, done: int, step: int
+) -> None:
+    """Tell the listener that a step (from 0) of the clip that began at ``done`` is finished."""
+    steps = done + step + 1
+    num_steps = request.num_videos * request.num_inference_steps
+    elapsed = time.monotonic() - start
+    on_step(StepEvent(steps, num_steps, elapsed, elapsed / steps * (num_steps - steps)))

@@ -1,0 +1,1 @@
+"""The networks: transformer, video codec, refiner, text encoder, and how they are found."""

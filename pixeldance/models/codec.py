@@ -1,0 +1,306 @@
+"""The embedded model's video codec: a closed-form projection and a learned refiner.
+
+Frames are grouped as 1 + 4 + 4 + ...; the first frame stands alone (repeated four times). Every group is cut
+into patches of 16 x 16 pixels x 4 frames, and each patch is projected on the principal components of
+such patches. Decoding is the transpose, then a :class:`~pixeldance.models.refiner.ReferenceRefiner`,
+which takes lost detail from the given pictures. The projection alone defines the latent space, so
+the refiner can be trained again at any time without touching a transformer trained on the latents.
+
+The class has the interface of a diffusers autoencoder. :func:`encode_pictures` and
+:func:`decode_latents` are all a pipeline needs, and work with ``AutoencoderKLWan`` as well.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from pixeldance.errors import InputError
+from pixeldance.models.refiner import GROUP, ReferenceRefiner
+
+
+class References(NamedTuple):
+    """Pictures that a clip is known to contain, handed to the decoder.
+
+    Attributes:
+        pictures: ``(batch, r, 3, height, width)`` in [-1, 1], r at most 2.
+        frames: ``(batch, r)`` int64, the pixel frame at which each stands.
+        present: ``(batch, r)`` bool; False entries are ignored.
+    """
+
+    pictures: Tensor
+    frames: Tensor
+    present: Tensor
+
+
+class ExactLatents:
+    """A distribution with one possible outcome, so that diffusers' code can ask for its mode."""
+
+    def __init__(self, latents: Tensor) -> None:
+        self._latents = latents
+
+    def mode(self) -> Tensor:
+        """The latents."""
+        return self._latents
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+        """The latents; nothing is random here."""
+        return self._latents
+
+
+class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Projection codec for video, 16 x 16 x 4 pixels to ``z_dim`` numbers.
+
+    Args:
+        z_dim: Components kept.
+        latents_mean: Per component, subtracted by :func:`encode_pictures`; zeros if absent.
+        latents_std: Per component, divided by; ones if absent.
+        refiner_channels: Widths of the refiner's U-Net; None for the bare projection.
+        scale_factor_spatial: Patch side in pixels.
+        scale_factor_temporal: Frames per latent frame; only 4 is supported.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        z_dim: int = 64,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        refiner_channels: tuple[int, int, int] | None = (80, 112, 160),
+        scale_factor_spatial: int = 16,
+        scale_factor_temporal: int = GROUP,
+    ) -> None:
+        super().__init__()
+        if scale_factor_temporal != GROUP:
+            raise InputError(f"scale_factor_temporal must be {GROUP}, got {scale_factor_temporal}.")
+        values = GROUP * 3 * scale_factor_spatial**2
+        self.patch_mean = nn.Parameter(torch.zeros(values), requires_grad=False)
+        self.components = nn.Parameter(torch.zeros(values, z_dim), requires_grad=False)
+        self.register_to_config(
+            latents_mean=list(latents_mean) if latents_mean is not None else [0.0] * z_dim,
+            latents_std=list(latents_std) if latents_std is not None else [1.0] * z_dim,
+        )
+        self.refiner = (
+            None if refiner_channels is None else ReferenceRefiner(tuple(refiner_channels))
+        )
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent cell along each side."""
+        return cast("int", self.config.scale_factor_spatial)
+
+    def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[ExactLatents]:
+        """Project a video.
+
+        Args:
+            video: ``(batch, 3, frames, height, width)`` in [-1, 1]; ``4k + 1`` frames, sides multiples of 16.
+            return_dict: Whether to wrap the result as diffusers does.
+
+        Returns:
+            Latents ``(batch, z_dim, k + 1, height / 16, width / 16)`` as a one-point distribution.
+
+        Raises:
+            InputError: For another shape.
+        """
+        frames, height, width = video.shape[2:]
+        side = self.spatial_factor
+        if video.shape[1] != 3 or (frames - 1) % GROUP or height % side or width % side:
+            raise InputError(
+                f"video must be (batch, 3, 4k + 1, height, width) with sides in multiples of {side}, "
+                f"got {tuple(video.shape)}. Resize it or drop frames."
+            )
+        posterior = ExactLatents(self._project(video).to(video.dtype))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def decode(
+        self, latents: Tensor, references: References | None = None, return_dict: bool = True
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Frames from latents.
+
+        Args:
+            latents: ``(batch, z_dim, k + 1, height / 16, width / 16)``.
+            references: Pictures to take detail from, or None.
+            return_dict: Whether to wrap the result as diffusers does.
+
+        Returns:
+            Video ``(batch, 3, 4k + 1, height, width)`` in about [-1, 1].
+        """
+        video = torch.cat(list(self.decode_stream(latents, references)), dim=2)
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    def decode_stream(
+        self, latents: Tensor, references: References | None = None, *, chunk: int = 2
+    ) -> Iterator[Tensor]:
+        """Decode a few latent frames at a time; together the chunks are :meth:`decode`'s result.
+
+        Args:
+            latents: As for :meth:`decode`.
+            references: As for :meth:`decode`.
+            chunk: Latent frames per chunk, at least 1.
+
+        Yields:
+            Video ``(batch, 3, frames, height, width)``.
+
+        Raises:
+            InputError: If ``chunk < 1`` or there are more than two references.
+        """
+        if chunk < 1:
+            raise InputError(f"chunk must be at least 1, got {chunk}.")
+        prepared = None if references is None else self._prepared(references)
+        for start in range(0, latents.shape[2], chunk):
+            part = latents[:, :, start : start + chunk]
+            groups = self._unproject(part)
+            if self.refiner is not None:
+                groups = self.refine(groups, prepared, start)
+            frames = rearrange(groups, "b t q c h w -> b c (t q) h w")
+            if start == 0:  # the first frame was repeated
+                frames = torch.cat([groups[:, 0].mean(1)[:, :, None], frames[:, :, GROUP:]], dim=2)
+            yield frames.to(latents.dtype)
+
+    def refine(
+        self, groups: Tensor, references: tuple[References, Tensor] | None, start: int
+    ) -> Tensor:
+        """Refine coarse groups ``(b, t, 4, 3, height, width)``, the first being latent frame ``start``."""
+        assert self.refiner is not None, "refine needs a refiner"
+        batch, count = groups.shape[:2]
+        if references is None:
+            blank = groups.new_zeros(batch, 2, *groups.shape[3:])
+            given = References(
+                blank,
+                torch.zeros(batch, 2, dtype=torch.int64, device=groups.device),
+                torch.zeros(batch, 2, dtype=torch.bool, device=groups.device),
+            )
+            references = (given, blank)
+        given, coarse_references = references
+        last_frames = GROUP * torch.arange(start, start + count, device=groups.device)
+        offsets = given.frames[:, None] - last_frames[None, :, None]
+        weight_type = self.refiner.enter.weight.dtype
+        refined, _ = self.refiner(
+            rearrange(groups, "b t q c h w -> (b t) q c h w").to(weight_type),
+            repeat(given.pictures, "b r c h w -> (b t) r c h w", t=count).to(weight_type),
+            repeat(coarse_references, "b r c h w -> (b t) r c h w", t=count).to(weight_type),
+            rearrange(offsets, "b t r -> (b t) r"),
+            repeat(given.present, "b r -> (b t) r", t=count),
+        )
+        return rearrange(refined, "(b t) q c h w -> b t q c h w", t=count)
+
+    def project_picture(self, picture: Tensor) -> Tensor:
+        """What the projection keeps of pictures ``(batch, 3, height, width)``; same shape."""
+        return self._unproject(self._project(picture[:, :, None]))[:, 0].mean(1)
+
+    def _prepared(self, references: References) -> tuple[References, Tensor]:
+        pictures, frames, present = references
+        given = pictures.shape[1]
+        if given > 2:
+            raise InputError(f"at most two references can be used, got {given}. Leave out the others.")
+        missing = 2 - given
+        padded = References(
+            torch.cat([pictures, pictures.new_zeros(len(pictures), missing, *pictures.shape[2:])], 1),
+            torch.cat([frames, frames.new_zeros(len(frames), missing)], 1),
+            torch.cat([present, present.new_zeros(len(present), missing)], 1),
+        )
+        flat = rearrange(padded.pictures, "b r c h w -> (b r) c h w")
+        return padded, rearrange(self.project_picture(flat), "(b r) c h w -> b r c h w", r=2)
+
+    def _project(self, video: Tensor) -> Tensor:
+        side = self.spatial_factor
+        whole = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2).float()
+        patches = rearrange(
+            whole,
+            "b c (t q) (h y) (w x) -> b t h w (q c y x)",
+            q=GROUP,
+            y=side,
+            x=side,
+        )
+        latents = (patches - self.patch_mean.float()) @ self.components.float()
+        return rearrange(latents, "b t h w c -> b c t h w")
+
+    def _unproject(self, latents: Tensor) -> Tensor:
+        """Coarse frames ``(b, t, 4, 3, height, width)``, float32."""
+        side = self.spatial_factor
+        values = rearrange(latents.float(), "b c t h w -> b t h w c") @ self.components.float().mT
+        return rearrange(
+            values + self.patch_mean.float(),
+            "b t h w (q c y x) -> b t q c (h y) (w x)",
+            q=GROUP,
+            c=3,
+            y=side,
+            x=side,
+        )
+
+
+def _statistics(codec: ModelMixin, latents: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (
+        torch.tensor(values, device=latents.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        for values in (codec.config.latents_mean, codec.config.latents_std)
+    )
+    return mean, std
+
+
+@torch.no_grad()
+def encode_pictures(codec: ModelMixin, video: Tensor) -> Tensor:
+    """Normalised latents of a video or of single pictures.
+
+    Args:
+        codec: A :class:`LinearVideoCodec` or an ``AutoencoderKLWan``.
+        video: ``(batch, 3, frames, height, width)`` in [-1, 1].
+
+    Returns:
+        Float32 ``(batch, channels, latent_frames, latent_height, latent_width)`` of about unit variance.
+    """
+    latents = codec.encode(video.to(codec.dtype)).latent_dist.mode().float()
+    mean, std = _statistics(codec, latents)
+    return (latents - mean) / std
+
+
+@torch.no_grad()
+def decode_latents(codec: ModelMixin, latents: Tensor, references: References | None = None) -> Tensor:
+    """Video from normalised latents, the inverse of :func:`encode_pictures`.
+
+    Args:
+        codec: A :class:`LinearVideoCodec` or an ``AutoencoderKLWan`` (which has no use for references).
+        latents: Normalised latents.
+        references: Pictures the clip is known to contain.
+
+    Returns:
+        Float32 ``(batch, 3, frames, height, width)``, clamped to [-1, 1].
+    """
+    mean, std = _statistics(codec, latents)
+    raw = latents.float() * std + mean
+    if isinstance(codec, LinearVideoCodec):
+        video = codec.decode(raw, references).sample
+    else:
+        video = codec.decode(raw.to(codec.dtype)).sample
+    return cast("Tensor", video.float().clamp(-1, 1))
+
+
+def principal_components(
+    patches: Tensor, z_dim: int, *, whitening: float = 0.25
+) -> tuple[Tensor, Tensor, list[float]]:
+    """Projection that keeps most of the variance of patches.
+
+    Args:
+        patches: ``(n, values)``, float32.
+        z_dim: Components to keep.
+        whitening: Component i is divided by variance^whitening, then all by one factor that makes the mean
+            variance 1: 0 keeps their natural sizes, 0.5 makes all equal.
+
+    Returns:
+        Mean ``(values,)``, components ``(values, z_dim)`` and the ``latents_std`` of the codec's config.
+    """
+    mean = patches.mean(0)
+    centred = (patches - mean).double()
+    covariance = centred.T @ centred / len(centred)
+    variances, vectors = torch.linalg.eigh(covariance)
+    variances = variances.flip(0)[:z_dim].clamp(min=1.0e-12)
+    scale = variances**whitening
+    scale = scale * (variances / scale**2).mean().sqrt()
+    return mean, vectors.flip(1)[:, :z_dim].float().contiguous(), scale.tolist()
