@@ -5,13 +5,11 @@ whatever the model's dtype; noise is drawn for each clip on its own, on the CPU,
 not depend on its neighbours in a batch.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.loaders import WanLoraLoaderMixin
@@ -20,6 +18,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pixeldance._pipeline_inputs import (
+    DEFAULTS,
+    Instructions,
+    Keyframes,
+    Pictures,
+    check_options,
+    fit_all,
+    load_instructions,
+    per_prompt,
+    prompt_list,
+    to_output,
+    to_tensor,
+)
 from pixeldance.diffusion import (
     guided_velocity,
     sample_euler,
@@ -30,10 +41,7 @@ from pixeldance.errors import CheckpointError, GenerationCancelled, InputError
 from pixeldance.geometry import (
     LatentGrid,
     Size,
-    check_num_frames,
-    fit_picture,
     latent_grid,
-    resolve_frame_index,
     resolve_size,
 )
 from pixeldance.instructions import last_frame_steps, place_keyframes
@@ -45,24 +53,13 @@ from pixeldance.models.codec import (
 )
 from pixeldance.models.text import encode_prompts, load_text_encoder
 from pixeldance.models.transformer import PixelDanceTransformer3DModel, TextContext
-from pixeldance.pictures import PictureInput, load_picture
-from pixeldance.request import DEFAULT_PIXEL_BUDGET, GenerationRequest
+from pixeldance.request import DEFAULT_PIXEL_BUDGET
 
 if TYPE_CHECKING:
     from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-Pictures = PictureInput | Sequence[PictureInput | None] | None
-"""One picture for all prompts, one for each prompt (None: that one has none), or none."""
-
-Keyframes = Mapping[int, PictureInput] | Sequence[Mapping[int, PictureInput] | None] | None
-"""Pictures by pixel frame: one mapping for all prompts, one for each, or none."""
-
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
 """``callback(pipeline, step, timestep, tensors) -> tensors`` as in every diffusers pipeline."""
-
-OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-
-_DEFAULTS = GenerationRequest()
 
 
 @dataclass
@@ -72,22 +69,6 @@ class PixelDanceOutput(BaseOutput):
     frames: Any
     """``np``: float32 in [0, 1], batch frames height width 3. ``pt``: the same values, batch frames
     3 height width. ``pil``: a list of lists of pictures. ``latent``: normalised latents."""
-
-
-class _Instructions(NamedTuple):
-    """The pictures of one clip, by pixel frame."""
-
-    lasting: dict[int, Image.Image]
-    """First frame and key frames: in force at every step."""
-
-    last_frame: Image.Image | None
-    """In force for the first steps, see ``last_frame_strength``."""
-
-    def in_force(self, num_frames: int, with_last_frame: bool) -> dict[int, Image.Image]:
-        """Pictures by pixel frame, with or without the last frame."""
-        if self.last_frame is None or not with_last_frame:
-            return self.lasting
-        return {**self.lasting, num_frames - 1: self.last_frame}
 
 
 class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -118,7 +99,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         shift: float = 3.0,
         pixel_budget: int = DEFAULT_PIXEL_BUDGET,
-        default_fps: int = _DEFAULTS.fps,
+        default_fps: int = DEFAULTS.fps,
         max_sequence_length: int = 64,
     ) -> None:
         super().__init__()
@@ -265,14 +246,14 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         last_frame: Pictures = None,
         keyframes: Keyframes = None,
         *,
-        last_frame_strength: float = _DEFAULTS.last_frame_strength,
-        fit: str = _DEFAULTS.fit,
-        focus: tuple[float, float] = _DEFAULTS.focus,
+        last_frame_strength: float = DEFAULTS.last_frame_strength,
+        fit: str = DEFAULTS.fit,
+        focus: tuple[float, float] = DEFAULTS.focus,
         height: int | None = None,
         width: int | None = None,
-        num_frames: int = _DEFAULTS.resolved_num_frames,
-        num_inference_steps: int = _DEFAULTS.num_inference_steps,
-        guidance_scale: float = _DEFAULTS.guidance_scale,
+        num_frames: int = DEFAULTS.resolved_num_frames,
+        num_inference_steps: int = DEFAULTS.num_inference_steps,
+        guidance_scale: float = DEFAULTS.guidance_scale,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -326,18 +307,18 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             GenerationCancelled: If the callback set ``_interrupt``.
         """
         # 1. Check the options and load the pictures, before anything heavy.
-        _check_options(num_inference_steps, guidance_scale, num_videos_per_prompt, output_type)
+        check_options(num_inference_steps, guidance_scale, num_videos_per_prompt, output_type)
         tensor_names = self._callback_tensors(
             callback_on_step_end, callback_on_step_end_tensor_inputs
         )
         last_steps = last_frame_steps(last_frame_strength, num_inference_steps)
-        prompts = _prompt_list(prompt, prompt_embeds)
-        negatives = _per_prompt("negative_prompt", negative_prompt or "", len(prompts))
-        instructions = _load_instructions(
+        prompts = prompt_list(prompt, prompt_embeds)
+        negatives = per_prompt("negative_prompt", negative_prompt or "", len(prompts))
+        instructions = load_instructions(
             first_frame, last_frame, keyframes, num_frames=num_frames, num_prompts=len(prompts)
         )
         size = self._resolve_size(height, width, instructions[0], num_frames)
-        instructions = _fit_all(instructions, size, fit=fit, focus=focus)
+        instructions = fit_all(instructions, size, fit=fit, focus=focus)
         grid = latent_grid(
             num_frames,
             size,
@@ -391,7 +372,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     self._decode(latents[[clip]], pictures[owner])
                     for clip, owner in enumerate(owners)
                 ]
-                frames = _to_output(clips, output_type)
+                frames = to_output(clips, output_type)
         finally:
             # 6. Offload the models and forget what caches kept, also after a cancelled call.
             self._current_timestep = None
@@ -410,7 +391,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return wanted
 
     def _resolve_size(
-        self, height: int | None, width: int | None, instructions: _Instructions, num_frames: int
+        self, height: int | None, width: int | None, instructions: Instructions, num_frames: int
     ) -> Size:
         """The size given, or the one that the earliest picture and the pixel budget ask for."""
         if (height is None) != (width is None):
@@ -469,7 +450,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     def _conditions(
         self,
-        instructions: Sequence[_Instructions],
+        instructions: Sequence[Instructions],
         owners: Sequence[int],
         grid: LatentGrid,
         num_frames: int,
@@ -483,7 +464,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         def encode(picture: Image.Image) -> Tensor:
             # One by one, and each picture once: the result must not depend on the batch.
             if id(picture) not in known:
-                video = _to_tensor(picture).unsqueeze(2).to(device)
+                video = to_tensor(picture).unsqueeze(2).to(device)
                 known[id(picture)] = encode_pictures(self.vae, video)[0, :, 0]
             return known[id(picture)]
 
@@ -604,139 +585,9 @@ def _references(
     present = [not is_only_last, is_only_last or latest > earliest]
     frames = [earliest if present[0] else 0, latest if present[1] else last_index]
     # An absent picture is never looked at; it only fills its place.
-    shown = [_to_tensor(pictures.get(frame, pictures[earliest])) for frame in frames]
+    shown = [to_tensor(pictures.get(frame, pictures[earliest])) for frame in frames]
     return References(
         pictures=torch.cat(shown).unsqueeze(0).to(device),
         frames=torch.tensor([frames], device=device),
         present=torch.tensor([present], device=device),
     )
-
-
-def _check_options(
-    num_inference_steps: int, guidance_scale: float, num_videos_per_prompt: int, output_type: str
-) -> None:
-    if num_inference_steps < 1:
-        raise InputError(
-            f"num_inference_steps must be at least 1, got {num_inference_steps}. "
-            f"Use {_DEFAULTS.num_inference_steps}."
-        )
-    if not (math.isfinite(guidance_scale) and guidance_scale >= 1.0):
-        raise InputError(
-            f"guidance_scale must be at least 1.0 (1.0 = off), got {guidance_scale}. "
-            f"Use {_DEFAULTS.guidance_scale}."
-        )
-    if num_videos_per_prompt < 1:
-        raise InputError(f"num_videos_per_prompt must be at least 1, got {num_videos_per_prompt}.")
-    if output_type not in OUTPUT_TYPES:
-        raise InputError(
-            f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
-        )
-
-
-def _prompt_list(prompt: str | Sequence[str] | None, prompt_embeds: Tensor | None) -> list[str]:
-    """One prompt for each clip asked for; placeholders where token states are given."""
-    if prompt_embeds is not None:
-        if prompt is not None:
-            raise InputError("Give prompt or prompt_embeds, not both.")
-        return [""] * len(prompt_embeds)
-    prompts = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise InputError("prompt is an empty list. Give at least one prompt.")
-    for one in prompts:
-        if not isinstance(one, str):
-            raise InputError(f"A prompt must be a text, got {type(one).__name__}.")
-    return prompts
-
-
-def _per_prompt(name: str, value: Any, num_prompts: int) -> list[Any]:
-    """One value for each prompt, from one for all or a list with one for each."""
-    if not isinstance(value, (list, tuple)):
-        return [value] * num_prompts
-    if len(value) != num_prompts:
-        raise InputError(
-            f"{name} must be one for all prompts or a list of {num_prompts}, got {len(value)}."
-        )
-    return list(value)
-
-
-def _load_instructions(
-    first_frame: Pictures,
-    last_frame: Pictures,
-    keyframes: Keyframes,
-    *,
-    num_frames: int,
-    num_prompts: int,
-) -> list[_Instructions]:
-    """Load the pictures of every prompt, each source once, and check their frames."""
-    check_num_frames(num_frames)
-    loaded: dict[int, Image.Image] = {}
-
-    def load(source: Any) -> Image.Image:
-        if id(source) not in loaded:
-            loaded[id(source)] = load_picture(source)
-        return loaded[id(source)]
-
-    instructions = []
-    for first, last, others in zip(
-        _per_prompt("first_frame", first_frame, num_prompts),
-        _per_prompt("last_frame", last_frame, num_prompts),
-        _per_prompt("keyframes", keyframes, num_prompts),
-        strict=True,
-    ):
-        given = [] if first is None else [(0, first)]
-        given += [
-            (resolve_frame_index(frame, num_frames), one) for frame, one in (others or {}).items()
-        ]
-        frames = [frame for frame, _ in given] + ([] if last is None else [num_frames - 1])
-        for frame in frames:
-            if frames.count(frame) > 1:
-                raise InputError(
-                    f"Frame {frame} is given more than once (first_frame is 0, last_frame is "
-                    f"{num_frames - 1}). Leave out all but one."
-                )
-        instructions.append(
-            _Instructions(
-                lasting={frame: load(one) for frame, one in given},
-                last_frame=None if last is None else load(last),
-            )
-        )
-    return instructions
-
-
-def _fit_all(
-    instructions: Sequence[_Instructions], size: Size, *, fit: Any, focus: tuple[float, float]
-) -> list[_Instructions]:
-    """Bring all pictures to the size of the clip; a picture used twice stays one object."""
-    fitted: dict[int, Image.Image] = {}
-
-    def fit_one(picture: Image.Image) -> Image.Image:
-        if id(picture) not in fitted:
-            fitted[id(picture)] = fit_picture(picture, size, fit=fit, focus=focus)
-        return fitted[id(picture)]
-
-    return [
-        _Instructions(
-            lasting={frame: fit_one(picture) for frame, picture in item.lasting.items()},
-            last_frame=None if item.last_frame is None else fit_one(item.last_frame),
-        )
-        for item in instructions
-    ]
-
-
-def _to_tensor(picture: Image.Image) -> Tensor:
-    """A picture in [-1, 1], 1 3 height width."""
-    pixels = torch.from_numpy(np.array(picture, dtype=np.float32))
-    return pixels.permute(2, 0, 1).unsqueeze(0) / 127.5 - 1.0
-
-
-def _to_output(clips: Sequence[Tensor], output_type: str) -> Any:
-    """Clips (frames 3 height width in [0, 1]) in the form asked for."""
-    if output_type == "pt":
-        return torch.stack(list(clips))
-    arrays = np.stack([clip.permute(0, 2, 3, 1).numpy() for clip in clips])
-    if output_type == "np":
-        return arrays
-    return [
-        [Image.fromarray(frame) for frame in (clip * 255.0).round().astype(np.uint8)]
-        for clip in arrays
-    ]

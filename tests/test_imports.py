@@ -10,17 +10,20 @@ PACKAGE = Path(__file__).parents[1] / "pixeldance"
 
 BASE = {"_fields", "errors", "geometry", "pictures", "request"}
 PARTS = {"diffusion", "models", "video"}
-PIPELINE = BASE | PARTS | {"instructions", "pipeline"}
+PIPELINE = BASE | PARTS | {"_pipeline_inputs", "instructions", "pipeline"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
     **dict.fromkeys(PARTS, BASE | PARTS),
     "instructions": BASE | PARTS,
+    "_pipeline_inputs": BASE,
     "pipeline": PIPELINE - {"pipeline"},
     "api": PIPELINE,
     "worlds": BASE | PARTS | {"instructions"},
     "training": BASE | PARTS | {"instructions", "worlds"},
     "evaluation": PIPELINE | {"api", "worlds", "training"},
-    "cli": PIPELINE | {"api", "worlds", "training", "evaluation"},
+    "_cli_options": BASE,
+    "_cli_screen": PIPELINE | {"api"},
+    "cli": PIPELINE | {"_cli_options", "_cli_screen", "api"},
     "__main__": {"cli"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
