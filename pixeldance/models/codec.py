@@ -97,7 +97,9 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Pixels per latent cell along each side."""
         return cast("int", self.config.scale_factor_spatial)
 
-    def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[ExactLatents]:
+    def encode(
+        self, video: Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[ExactLatents]:
         """Project a video.
 
         Args:
@@ -157,7 +159,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         prepared = None if references is None else self._prepared(references)
         for start in range(0, latents.shape[2], chunk):
             part = latents[:, :, start : start + chunk]
-            groups = self._unproject(part)
+            groups = self.unproject(part)
             if self.refiner is not None:
                 groups = self.refine(groups, prepared, start)
             frames = rearrange(groups, "b t q c h w -> b c (t q) h w")
@@ -194,16 +196,20 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def project_picture(self, picture: Tensor) -> Tensor:
         """What the projection keeps of pictures ``(batch, 3, height, width)``; same shape."""
-        return self._unproject(self._project(picture[:, :, None]))[:, 0].mean(1)
+        return self.unproject(self._project(picture[:, :, None]))[:, 0].mean(1)
 
     def _prepared(self, references: References) -> tuple[References, Tensor]:
         pictures, frames, present = references
         given = pictures.shape[1]
         if given > 2:
-            raise InputError(f"at most two references can be used, got {given}. Leave out the others.")
+            raise InputError(
+                f"at most two references can be used, got {given}. Leave out the others."
+            )
         missing = 2 - given
         padded = References(
-            torch.cat([pictures, pictures.new_zeros(len(pictures), missing, *pictures.shape[2:])], 1),
+            torch.cat(
+                [pictures, pictures.new_zeros(len(pictures), missing, *pictures.shape[2:])], 1
+            ),
             torch.cat([frames, frames.new_zeros(len(frames), missing)], 1),
             torch.cat([present, present.new_zeros(len(present), missing)], 1),
         )
@@ -223,7 +229,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         latents = (patches - self.patch_mean.float()) @ self.components.float()
         return rearrange(latents, "b t h w c -> b c t h w")
 
-    def _unproject(self, latents: Tensor) -> Tensor:
+    def unproject(self, latents: Tensor) -> Tensor:
         """Coarse frames ``(b, t, 4, 3, height, width)``, float32."""
         side = self.spatial_factor
         values = rearrange(latents.float(), "b c t h w -> b t h w c") @ self.components.float().mT
@@ -262,7 +268,9 @@ def encode_pictures(codec: ModelMixin, video: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_latents(codec: ModelMixin, latents: Tensor, references: References | None = None) -> Tensor:
+def decode_latents(
+    codec: ModelMixin, latents: Tensor, references: References | None = None
+) -> Tensor:
     """Video from normalised latents, the inverse of :func:`encode_pictures`.
 
     Args:

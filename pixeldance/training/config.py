@@ -1,0 +1,217 @@
+"""Training configuration: typed defaults here, YAML files hold only what differs."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from pixeldance.errors import ConfigError
+from pixeldance.instructions import TrainingRecipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The transformer (names of ``PixelDanceTransformer3DModel``).
+
+    Attributes:
+        num_attention_heads: Heads of 128 channels.
+        attention_head_dim: Channels per head.
+        num_layers: Blocks.
+        ffn_dim: Inner width of the feed-forward layers.
+        text_dim: Channels of the text tokens.
+        text_tokens: Text tokens per caption, padding included.
+    """
+
+    num_attention_heads: int = 3
+    attention_head_dim: int = 128
+    num_layers: int = 8
+    ffn_dim: int = 1536
+    text_dim: int = 384
+    text_tokens: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketConfig:
+    """One clip shape and how often it is drawn.
+
+    Attributes:
+        height: Pixels, a multiple of 16.
+        width: Pixels, a multiple of 16.
+        num_frames: ``4k + 1``.
+        weight: Relative frequency.
+        batch_size: Clips per step.
+    """
+
+    height: int = 128
+    width: int = 128
+    num_frames: int = 17
+    weight: float = 1.0
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Muon for the matrices inside the blocks, AdamW for everything else.
+
+    Attributes:
+        learning_rate: Peak of AdamW; Muon uses the same, its update being scaled to AdamW's size.
+        use_muon: Whether Muon is used at all.
+        weight_decay: Decoupled weight decay of the matrices.
+        warmup_steps: Steps of linear warm-up.
+        decay_fraction: Last part of the run over which the rate falls linearly to zero.
+        max_grad_norm: Gradients are clipped to this norm.
+        ema_decay: Largest decay of the averaged weights.
+    """
+
+    learning_rate: float = 1.0e-3
+    use_muon: bool = True
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    decay_fraction: float = 0.3
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerConfig:
+    """Training of the codec's refiner.
+
+    Attributes:
+        channels: Widths of its U-Net.
+        groups_per_clip: Latent frames taken from each clip.
+        max_latent_noise: Coarse frames come from latents with noise up to this level, so that the refiner
+            forgives what a transformer gets wrong.
+        aligned_weight: Weight of the loss on the warped references.
+        gradient_weight: Weight of the loss on picture gradients, which keeps edges sharp.
+        perceptual_weight: Weight of LPIPS (on one frame per group); needs ``make eval-peers``.
+        transformer: Folder of an exported transformer whose own estimates are refined in a part of
+            the steps, or None.
+        estimated_share: That part.
+    """
+
+    channels: tuple[int, int, int] = (80, 112, 160)
+    groups_per_clip: int = 2
+    max_latent_noise: float = 0.6
+    aligned_weight: float = 0.3
+    gradient_weight: float = 0.5
+    perceptual_weight: float = 0.0
+    transformer: str | None = None
+    estimated_share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        part: What is trained: the transformer or the codec's refiner.
+        codec: Folder of the codec (its projection is fixed).
+        output_dir: Checkpoints, logs and the exported part go here.
+        initial: Folder of exported weights to start from, or None.
+        seed: Decides the data and the noise of every step.
+        max_steps: Optimizer steps.
+        logit_mean: Mean of the normal whose sigmoid is the noise level.
+        logit_std: Its standard deviation.
+        shift: Timestep shift applied to that level.
+        fps: Frames per second of the rendered clips.
+        buckets: Clip shapes; every step uses one of them.
+        model: The transformer.
+        refiner: The refiner.
+        recipe: Instructions.
+        optimizer: Optimizer and averaging.
+        num_workers: Processes that render clips.
+        checkpoint_minutes: Minutes between checkpoints.
+        keep_checkpoints: How many are kept.
+        log_steps: Steps between log lines.
+        compile_blocks: Whether the repeated blocks are compiled.
+    """
+
+    part: Literal["transformer", "refiner"] = "transformer"
+    codec: str = "weights/pixeldance-mini/vae"
+    output_dir: str = "runs/transformer"
+    initial: str | None = None
+    seed: int = 0
+    max_steps: int = 10000
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift: float = 2.0
+    fps: int = 12
+    buckets: tuple[BucketConfig, ...] = (BucketConfig(),)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
+    recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    num_workers: int = 1
+    checkpoint_minutes: float = 5.0
+    keep_checkpoints: int = 2
+    log_steps: int = 50
+    compile_blocks: bool = True
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a YAML file of differences from the defaults.
+
+    Raises:
+        ConfigError: If the file is missing, a key is unknown or a value has the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"No training config {path}. Those of the project are in configs/.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return build(TrainConfig, values, where="")
+
+
+def build(kind: type[T], values: Any, *, where: str) -> T:
+    """A dataclass from a mapping; unknown keys and wrong types are errors."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the config'} must be a mapping of names to values.")
+    types_of = typing.get_type_hints(kind)
+    for key in values:
+        if key not in types_of:
+            close = difflib.get_close_matches(str(key), types_of, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(types_of)}."
+            raise ConfigError(f"Unknown key '{where}{key}'.{hint}")
+    return kind(**{k: _convert(types_of[k], v, f"{where}{k}") for k, v in values.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast("type[Any]", kind), value, where=f"{where}.")
+    if origin is tuple and isinstance(value, list):
+        repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+        kinds = (arguments[0],) * len(value) if repeated else arguments
+        if len(kinds) == len(value):
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(pairs))
+    if origin is Literal and value in arguments:
+        return value
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        if isinstance(value, Mapping):
+            return {
+                _convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}")
+                for k, v in value.items()
+            }
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    expected = (
+        " or ".join(map(repr, arguments)) if origin is Literal else getattr(kind, "__name__", kind)
+    )
+    raise ConfigError(f"'{where}' must be {expected}, got {value!r}.")

@@ -1,0 +1,174 @@
+"""Training data: batches of the sticker world, each a pure function of (seed, step)."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pixeldance.instructions import place_keyframes, sample_instructions
+from pixeldance.models.codec import LinearVideoCodec, encode_pictures
+from pixeldance.models.text import encode_prompts, load_text_encoder
+from pixeldance.training.config import BucketConfig, TrainConfig
+from pixeldance.worlds.captions import describe
+from pixeldance.worlds.stickers import StickerWorld
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step trains on: one clip shape, and one number per sample that decides everything else."""
+
+    bucket: BucketConfig
+    sample_ids: tuple[int, ...]
+
+
+def plan_step(config: TrainConfig, step: int) -> StepPlan:
+    """The batch of a step; the same for every number of processes."""
+    rng = random.Random(f"{config.seed}:{step}")
+    bucket = rng.choices(config.buckets, weights=[b.weight for b in config.buckets])[0]
+    return StepPlan(
+        bucket, tuple(stable_hash(config.seed, step, i) for i in range(bucket.batch_size))
+    )
+
+
+def stable_hash(*parts: object) -> int:
+    """A 63-bit number from anything printable, the same in every process."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class _Steps(Sampler[int]):
+    """The steps of a run in order, this process' share of each batch being cut out later."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class _World(Dataset[dict[str, Tensor]]):
+    """Batches by step number; everything heavy is opened inside the worker."""
+
+    def __init__(self, config: TrainConfig, codec: LinearVideoCodec, rank: int, world: int) -> None:
+        self.config, self.codec, self.rank, self.world = config, codec, rank, world
+        self.needs_text = config.part == "transformer" or config.refiner.transformer is not None
+        self._opened: tuple[StickerWorld, Any, Any] | None = None
+
+    def _open(self) -> tuple[StickerWorld, Any, Any]:
+        if self._opened is None:
+            torch.set_num_threads(1)
+            text = load_text_encoder() if self.needs_text else (None, None)
+            self._opened = (StickerWorld("train"), *text)
+        return self._opened
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        plan = plan_step(self.config, step)
+        mine = plan.sample_ids[self.rank :: self.world]
+        world, tokenizer, text_encoder = self._open()
+        bucket = plan.bucket
+        aspect = bucket.width / bucket.height
+        scenes = [world.sample_scene(number, aspect=aspect) for number in mine]
+        videos = torch.stack(
+            [
+                world.render(
+                    scene,
+                    height=bucket.height,
+                    width=bucket.width,
+                    num_frames=bucket.num_frames,
+                    fps=self.config.fps,
+                ).transpose(0, 1)
+                for scene in scenes
+            ]
+        )
+        sample_ids = torch.tensor(mine)
+        captions = [describe(scene, number) for scene, number in zip(scenes, mine, strict=True)]
+        if self.config.part == "refiner":
+            batch: dict[str, Any] = {"video": (videos * 255).round().to(torch.uint8)}
+        else:
+            batch = self._instructed(videos * 2 - 1, mine)
+            keep = batch.pop("keep")
+            captions = [
+                text if is_kept else "" for text, is_kept in zip(captions, keep, strict=True)
+            ]
+        if self.needs_text:
+            batch["prompt_embeds"], _ = encode_prompts(
+                tokenizer,
+                text_encoder,
+                captions,
+                max_sequence_length=self.config.model.text_tokens,
+            )
+        return batch | {"sample_ids": sample_ids}
+
+    def _instructed(self, videos: Tensor, sample_ids: tuple[int, ...]) -> dict[str, Any]:
+        """Clean latents and the conditions of the drawn instructions."""
+        clean = encode_pictures(self.codec, videos)
+        keyframes: list[dict[int, Tensor]] = []
+        keep = []
+        for clip, number in enumerate(sample_ids):
+            rng = random.Random(f"instructions:{number}")
+            drawn = sample_instructions(videos.shape[2], self.config.recipe, rng)
+            keep.append(drawn.keep_text)
+            pictures: dict[int, Tensor] = {}
+            if drawn.sources:
+                given = videos[clip, :, list(drawn.sources.values())].transpose(0, 1)[:, :, None]
+                latents = encode_pictures(self.codec, given)[:, :, 0]
+                noise = np.random.default_rng(number).standard_normal(latents.shape, np.float32)
+                signal = (1 - drawn.noise**2) ** 0.5
+                noised = signal * latents + drawn.noise * torch.from_numpy(noise)
+                pictures = dict(zip(drawn.sources, noised, strict=True))
+            keyframes.append(pictures)
+        conditions = place_keyframes(
+            keyframes,
+            num_frames=videos.shape[2],
+            channels=clean.shape[1],
+            latent_height=clean.shape[3],
+            latent_width=clean.shape[4],
+        )
+        return {"clean_latents": clean, "conditions": conditions.stacked(), "keep": keep}
+
+
+def training_batches(
+    config: TrainConfig,
+    codec: LinearVideoCodec,
+    *,
+    start: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[dict[str, Tensor]]:
+    """Batches from step ``start`` to the end of the run, rendered by worker processes.
+
+    Args:
+        config: The run.
+        codec: Codec on the CPU; only its projection is used.
+        start: First step.
+        rank: This process; it gets every ``world_size``-th sample of each batch.
+        world_size: Number of processes.
+
+    Returns:
+        A loader of dictionaries: ``clean_latents``, ``conditions``, ``prompt_embeds`` and
+        ``sample_ids`` for the transformer; uint8 ``video`` and ``sample_ids`` for the refiner.
+    """
+    return DataLoader(
+        _World(config, codec, rank, world_size),
+        batch_size=None,
+        sampler=_Steps(start, config.max_steps),
+        num_workers=config.num_workers,
+        prefetch_factor=4 if config.num_workers else None,
+        multiprocessing_context="spawn" if config.num_workers else None,
+    )
+
+
+def sample_generator(sample_id: int, purpose: str) -> torch.Generator:
+    """Randomness of one sample: noise does not depend on batch, process or history."""
+    generator = torch.Generator()
+    generator.manual_seed(stable_hash(purpose, sample_id))
+    return generator
