@@ -25,6 +25,7 @@ ALLOWED = {
     "_cli_screen": PIPELINE | {"api"},
     "cli": PIPELINE | {"_cli_options", "_cli_screen", "api"},
     "__main__": {"cli"},
+    "server": {"api", "errors", "geometry", "pictures", "request", "video"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
