@@ -27,7 +27,7 @@ from pixeldance.geometry import Size, duration_of, fit_picture, resolve_frame_in
 from pixeldance.models.loading import available_models, find_weights, weights_sha256
 from pixeldance.pictures import load_picture
 from pixeldance.pipeline import PixelDanceOutput, PixelDancePipeline
-from pixeldance.request import GenerationRequest
+from pixeldance.request import MAX_SIDE, GenerationRequest
 from pixeldance.video import (
     build_recipe,
     decode_pictures,
@@ -340,13 +340,15 @@ def load(
     start = time.monotonic()
     chosen_device = _choose_device(device)
     chosen_dtype = _choose_dtype(dtype, chosen_device)
+    given = Path(model).expanduser()
     folder = find_weights(os.fspath(model))
     # The codec stays in float32: bfloat16 is too coarse for its projection.
     with _without_loading_bars():
         pipeline = PixelDancePipeline.from_pretrained(folder, dtype=chosen_dtype)
     pipeline.to(chosen_device)
     return Model(
-        name=folder.name,
+        # A hub id is unpacked into a folder named after its revision.
+        name=folder.resolve().name if given.is_dir() else given.name,
         pipeline=pipeline,
         sha256=weights_sha256(folder),
         load_s=time.monotonic() - start,
@@ -391,6 +393,11 @@ def rerun(
             "use generate."
         )
     size = Size(recipe["frames"]["height"], recipe["frames"]["width"])
+    if max(size) > MAX_SIDE:
+        raise InputError(
+            f"The recipe asks for {size.width}x{size.height} pixels; sides are at most {MAX_SIDE}. "
+            "Make the clip again with generate and another size."
+        )
     request = request.model_copy(update={"seed": recipe["seed"], "num_videos": 1})
     return model._clips(request, on_step, size)[0]
 

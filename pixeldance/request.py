@@ -159,8 +159,8 @@ class GenerationRequest(BaseModel):
         default=8, description="Sampling steps, 1 to 200: more is slower and finer."
     )
     guidance_scale: Annotated[float, Field(ge=1.0, le=100.0), _Number] = Field(
-        default=2.0,
-        description="How strongly the prompt is followed, 1 (off, twice as fast) to 100.",
+        default=1.0,
+        description="How strongly the prompt is followed, 1 (off) to 100; above 1 takes twice as long.",
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), _Integer] | None = Field(
         default=None,

@@ -50,7 +50,12 @@ def test_equal_requests_give_equal_frames(model: Model) -> None:
 
 
 def test_every_instruction_reaches_the_model(model: Model) -> None:
-    fields: dict[str, Any] = {"prompt": "a cat", "last_frame": picture(2), **SMALL}
+    fields: dict[str, Any] = {
+        "prompt": "a cat",
+        "last_frame": picture(2),
+        "guidance_scale": 2.0,
+        **SMALL,
+    }
     plain = model.generate(**fields).frames
     for change in (
         {"prompt": "a red fox"},

@@ -345,6 +345,7 @@ def full(tmp_path):
     return GenerationRequest(
         prompt="a fox jumps",
         negative_prompt="blur",
+        guidance_scale=3.0,
         first_frame=tmp_path / "a.png",
         last_frame=str(tmp_path / "b.png"),
         keyframes={12: tmp_path / "c.png", 4: _flat(4)},
