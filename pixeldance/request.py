@@ -160,7 +160,7 @@ class GenerationRequest(BaseModel):
     )
     guidance_scale: Annotated[float, Field(ge=1.0, le=100.0), _Number] = Field(
         default=1.0,
-        description="How strongly the prompt is followed, 1 (off) to 100; above 1 takes twice as long.",
+        description="How strongly the prompt is followed, 1 (off) to 100; above 1 is half as fast.",
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), _Integer] | None = Field(
         default=None,

@@ -1,10 +1,11 @@
 """The embedded model's video codec: a closed-form projection and a learned refiner.
 
-Frames are grouped as 1 + 4 + 4 + ...; the first frame stands alone (repeated four times). Every group is cut
-into patches of 16 x 16 pixels x 4 frames, and each patch is projected on the principal components of
-such patches. Decoding is the transpose, then a :class:`~pixeldance.models.refiner.ReferenceRefiner`,
-which takes lost detail from the given pictures. The projection alone defines the latent space, so
-the refiner can be trained again at any time without touching a transformer trained on the latents.
+Frames are grouped as 1 + 4 + 4 + ...; the first frame stands alone (repeated four times). Every
+group is cut into patches of 16 x 16 pixels x 4 frames, and each patch is projected on the principal
+components of such patches. Decoding is the transpose, then a
+:class:`~pixeldance.models.refiner.ReferenceRefiner`, which takes lost detail from the given
+pictures. The projection alone defines the latent space, so the refiner can be trained again at any
+time without touching a transformer trained on the latents.
 
 The class has the interface of a diffusers autoencoder. :func:`encode_pictures` and
 :func:`decode_latents` are all a pipeline needs, and work with ``AutoencoderKLWan`` as well.
@@ -54,7 +55,7 @@ class ExactLatents:
         return self._latents
 
 
-class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class LinearVideoCodec(ModelMixin, ConfigMixin):
     """Projection codec for video, 16 x 16 x 4 pixels to ``z_dim`` numbers.
 
     Args:
@@ -88,9 +89,11 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             latents_mean=list(latents_mean) if latents_mean is not None else [0.0] * z_dim,
             latents_std=list(latents_std) if latents_std is not None else [1.0] * z_dim,
         )
-        self.refiner = (
-            None if refiner_channels is None else ReferenceRefiner(tuple(refiner_channels))
-        )
+        if refiner_channels is None:
+            self.refiner = None
+        else:  # a list, when the config was read from a file
+            fine, middle, coarse = refiner_channels
+            self.refiner = ReferenceRefiner((fine, middle, coarse))
 
     @property
     def spatial_factor(self) -> int:
@@ -103,7 +106,8 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Project a video.
 
         Args:
-            video: ``(batch, 3, frames, height, width)`` in [-1, 1]; ``4k + 1`` frames, sides multiples of 16.
+            video: ``(batch, 3, frames, height, width)`` in [-1, 1]; ``4k + 1`` frames, sides
+                multiples of 16.
             return_dict: Whether to wrap the result as diffusers does.
 
         Returns:
@@ -116,8 +120,8 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         side = self.spatial_factor
         if video.shape[1] != 3 or (frames - 1) % GROUP or height % side or width % side:
             raise InputError(
-                f"video must be (batch, 3, 4k + 1, height, width) with sides in multiples of {side}, "
-                f"got {tuple(video.shape)}. Resize it or drop frames."
+                "video must be (batch, 3, 4k + 1, height, width) with sides in multiples of "
+                f"{side}, got {tuple(video.shape)}. Resize it or drop frames."
             )
         posterior = ExactLatents(self._project(video).to(video.dtype))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
@@ -170,7 +174,16 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def refine(
         self, groups: Tensor, references: tuple[References, Tensor] | None, start: int
     ) -> Tensor:
-        """Refine coarse groups ``(b, t, 4, 3, height, width)``, the first being latent frame ``start``."""
+        """Refine coarse groups of four frames.
+
+        Args:
+            groups: ``(batch, t, 4, 3, height, width)``, one group per latent frame.
+            references: Up to two given pictures and what the projection keeps of them, or None.
+            start: Latent frame of the first group.
+
+        Returns:
+            Refined groups like ``groups``.
+        """
         assert self.refiner is not None, "refine needs a refiner"
         batch, count = groups.shape[:2]
         if references is None:
@@ -260,7 +273,8 @@ def encode_pictures(codec: ModelMixin, video: Tensor) -> Tensor:
         video: ``(batch, 3, frames, height, width)`` in [-1, 1].
 
     Returns:
-        Float32 ``(batch, channels, latent_frames, latent_height, latent_width)`` of about unit variance.
+        Float32 ``(batch, channels, latent_frames, latent_height, latent_width)`` of about unit
+        variance.
     """
     latents = codec.encode(video.to(codec.dtype)).latent_dist.mode().float()
     mean, std = _statistics(codec, latents)
@@ -274,7 +288,8 @@ def decode_latents(
     """Video from normalised latents, the inverse of :func:`encode_pictures`.
 
     Args:
-        codec: A :class:`LinearVideoCodec` or an ``AutoencoderKLWan`` (which has no use for references).
+        codec: A :class:`LinearVideoCodec` or an ``AutoencoderKLWan`` (which has no use for
+            references).
         latents: Normalised latents.
         references: Pictures the clip is known to contain.
 
@@ -298,11 +313,12 @@ def principal_components(
     Args:
         patches: ``(n, values)``, float32.
         z_dim: Components to keep.
-        whitening: Component i is divided by variance^whitening, then all by one factor that makes the mean
-            variance 1: 0 keeps their natural sizes, 0.5 makes all equal.
+        whitening: Component i is divided by variance^whitening, then all by one factor that makes
+            the mean variance 1: 0 keeps their natural sizes, 0.5 makes all equal.
 
     Returns:
-        Mean ``(values,)``, components ``(values, z_dim)`` and the ``latents_std`` of the codec's config.
+        Mean ``(values,)``, components ``(values, z_dim)`` and the ``latents_std`` of the codec's
+        config.
     """
     mean = patches.mean(0)
     centred = (patches - mean).double()

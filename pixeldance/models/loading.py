@@ -5,12 +5,13 @@ the folders of ``search_folders``, in this order; a path and a hub id (``owner/n
 """
 
 import hashlib
+import importlib.util
 import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from pixeldance.errors import CheckpointError
+from pixeldance.errors import CheckpointError, DataError
 
 WEIGHTS_VARIABLE = "PIXELDANCE_WEIGHTS"
 """Environment variable: a folder with models in it, searched first."""
@@ -134,3 +135,32 @@ def weights_sha256(folder: str | Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{content}  {name}\n".encode())
     return digest.hexdigest()
+
+
+def packaged_file(package: str, name: str, *, sha256: str) -> Path:
+    """Find a file of an installed package without running the package.
+
+    Args:
+        package: Name to import.
+        name: Path of the file in the package.
+        sha256: What the file must hash to.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: If the package or the file is missing, or the file is another.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"The package {package} is not installed. Run `make eval-peers`.")
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file():
+        raise DataError(f"The package {package} has no file {name}. Run `make eval-peers`.")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"{name} of the package {package} has sha256 {found[:12]}, known is {sha256[:12]}. "
+            "Uninstall the package and run `make eval-peers`."
+        )
+    return path

@@ -6,8 +6,8 @@ picture its parts come from, (2) corrects those displacements with a few convolu
 the sharp references accordingly and (4) lets a small U-Net choose, per pixel, between the warped
 references and the coarse frame, and add what neither has.
 
-The four frames of one latent frame are refined together and independently of all others, so decoding
-a few latent frames at a time gives the same pictures as decoding all.
+The four frames of one latent frame are refined together and independently of all others, so
+decoding a few latent frames at a time gives the same pictures as decoding all.
 
 References:
     Xu et al. 2022, GMFlow, https://arxiv.org/abs/2111.13680 (section 3.2, global matching).
@@ -16,7 +16,7 @@ References:
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -45,13 +45,18 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        self.conv_out = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features of the same shape, ``(batch, channels, height, width)``."""
         hidden = self.conv_in(F.silu(self.norm(features)))
         return features + self.conv_out(F.silu(hidden))
+
+
+def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _stage(channels: int, depth: int = 2) -> nn.Sequential:
@@ -92,10 +97,8 @@ class ReferenceRefiner(nn.Module):
             _stage(align_channels),
             nn.GroupNorm(8, align_channels),
             nn.SiLU(),
-            nn.Conv2d(align_channels, 2, 3, padding=1),
+            _zeroed(nn.Conv2d(align_channels, 2, 3, padding=1)),
         )
-        nn.init.zeros_(self.align[3].weight)
-        nn.init.zeros_(self.align[3].bias)
 
         self.enter = nn.Conv2d(GROUP * (3 * pixels + 2) + 4, fine, 1)
         self.down_fine = _stage(fine)
@@ -111,10 +114,8 @@ class ReferenceRefiner(nn.Module):
         self.leave = nn.Sequential(
             nn.GroupNorm(8, fine),
             nn.SiLU(),
-            nn.Conv2d(fine, 2 * GROUP * pixels, 1),
+            _zeroed(nn.Conv2d(fine, 2 * GROUP * pixels, 1)),
         )
-        nn.init.zeros_(self.leave[2].weight)
-        nn.init.zeros_(self.leave[2].bias)
 
     def forward(
         self,
@@ -175,7 +176,7 @@ class ReferenceRefiner(nn.Module):
         middle = self.up_middle(middle + self.from_coarse(bottom))
         fine = self.up_fine(fine + self.from_middle(middle))
         assert fine.shape[-2:] == (height, width), "sides must be multiples of 16"
-        return self.leave(fine)  # type: ignore[no-any-return]
+        return self.leave(fine)
 
     def _aligned(
         self, coarse: Tensor, references: Tensor, coarse_references: Tensor, mask: Tensor
@@ -212,7 +213,9 @@ class ReferenceRefiner(nn.Module):
         rows, columns = coarse.shape[-2] // _MATCH, coarse.shape[-1] // _MATCH
         queries = self.match(rearrange(coarse, "n q c h w -> (n q) c h w"))
         keys = self.match(rearrange(coarse_references, "n r c h w -> (n r) c h w"))
-        queries = rearrange(F.normalize(queries.float(), dim=1), "(n q) c h w -> n q (h w) c", q=GROUP)
+        queries = rearrange(
+            F.normalize(queries.float(), dim=1), "(n q) c h w -> n q (h w) c", q=GROUP
+        )
         keys = rearrange(F.normalize(keys.float(), dim=1), "(n r) c h w -> n r (h w) c", r=2)
 
         y, x = torch.meshgrid(
@@ -226,9 +229,7 @@ class ReferenceRefiner(nn.Module):
         weights = (logits - 0.01 * self.nearness.exp() * distance).softmax(dim=-1)
         flow = torch.einsum("nrqab,bd->nrqad", weights, cells) - cells
         flow = rearrange(flow, "n r q (h w) d -> (n r q) d h w", h=rows) * _MATCH
-        confidence = rearrange(
-            weights.amax(dim=-1), "n r q (h w) -> (n r q) 1 h w", h=rows
-        )
+        confidence = rearrange(weights.amax(dim=-1), "n r q (h w) -> (n r q) 1 h w", h=rows)
         return flow, confidence
 
 
