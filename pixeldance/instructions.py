@@ -1,8 +1,9 @@
 """Instructions: which pictures the clip must contain, where, and how strictly.
 
 At inference :func:`place_keyframes` puts encoded pictures into the latent grid, and
-:func:`last_frame_steps` is the paper's τ. In training :func:`sample_instructions` is its whole recipe:
-task mixture, last frame drawn from a window of three, noise on the instruction, dropped last frame.
+:func:`last_frame_steps` is the paper's τ. In training :func:`sample_instructions` is its whole
+recipe: task mixture, last frame drawn from a window of three, noise on the instruction, dropped
+last frame.
 
 References:
     Zeng et al. 2023, "Make Pixels Dance", https://arxiv.org/abs/2311.10982, sections 3.2 to 3.4.
@@ -28,9 +29,11 @@ class Conditions(NamedTuple):
     """Instructions on the latent grid.
 
     Attributes:
-        mask: ``batch temporal_factor latent_frames latent_height latent_width``; channel i of a latent frame is 1
-            if pixel frame i inside it is given. The first latent frame holds one pixel frame: all its channels agree.
-        latents: ``batch channels latent_frames latent_height latent_width``; zero where nothing is given.
+        mask: ``(batch, temporal_factor, latent_frames, latent_height, latent_width)``; channel i
+            of a latent frame is 1 if pixel frame i inside it is given. The first latent frame holds
+            one pixel frame: all its channels agree.
+        latents: ``(batch, channels, latent_frames, latent_height, latent_width)``; zero where
+            nothing is given.
     """
 
     mask: Tensor
@@ -147,7 +150,8 @@ class TrainingRecipe:
         unknown = set(self.tasks) - set(get_args(Task))
         if unknown or sum(self.tasks.values()) <= 0 or min(self.tasks.values()) < 0:
             raise ConfigError(
-                f"tasks must give non-negative weights for {', '.join(get_args(Task))}, got {dict(self.tasks)}."
+                f"tasks must give non-negative weights for {', '.join(get_args(Task))}, "
+                f"got {dict(self.tasks)}."
             )
         if not 1 <= self.last_frame_window <= 4:
             raise ConfigError(f"last_frame_window must be in 1 to 4, got {self.last_frame_window}.")
@@ -202,7 +206,9 @@ def sample_instructions(
     if task == "keyframes":
         slots = range((num_frames - 1) // temporal_factor + 1)
         for slot in rng.sample(slots, min(len(slots), rng.randint(1, 3))):
-            frame = 0 if slot == 0 else (slot - 1) * temporal_factor + rng.randint(1, temporal_factor)
+            frame = (
+                0 if slot == 0 else (slot - 1) * temporal_factor + rng.randint(1, temporal_factor)
+            )
             sources[frame] = frame
     noisy = rng.random() < recipe.noise_probability
     noise = ddpm_noise_level(recipe.noise_steps) if noisy else 0.0

@@ -1,4 +1,4 @@
-"""``python -m pixeldance.training CONFIG`` (or ``accelerate launch -m pixeldance.training CONFIG``)."""
+"""``python -m pixeldance.training CONFIG``; also under ``accelerate launch -m``."""
 
 import argparse
 import logging

@@ -87,8 +87,8 @@ class RefinerConfig:
     Attributes:
         channels: Widths of its U-Net.
         groups_per_clip: Latent frames taken from each clip.
-        max_latent_noise: Coarse frames come from latents with noise up to this level, so that the refiner
-            forgives what a transformer gets wrong.
+        max_latent_noise: Coarse frames come from latents with noise up to this level, so that the
+            refiner forgives what a transformer gets wrong.
         aligned_weight: Weight of the loss on the warped references.
         gradient_weight: Weight of the loss on picture gradients, which keeps edges sharp.
         perceptual_weight: Weight of LPIPS (on one frame per group); needs ``make eval-peers``.
@@ -122,6 +122,8 @@ class TrainConfig:
         logit_std: Its standard deviation.
         shift: Timestep shift applied to that level.
         fps: Frames per second of the rendered clips.
+        simple_share: Share of the clips that show one actor and a camera that stands still; the
+            others are drawn from the whole world, simple ones among them.
         buckets: Clip shapes; every step uses one of them.
         model: The transformer.
         refiner: The refiner.
@@ -144,6 +146,7 @@ class TrainConfig:
     logit_std: float = 1.0
     shift: float = 2.0
     fps: int = 12
+    simple_share: float = 0.0
     buckets: tuple[BucketConfig, ...] = (BucketConfig(),)
     model: ModelConfig = field(default_factory=ModelConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
@@ -158,6 +161,12 @@ class TrainConfig:
 
 def load_config(path: str | Path) -> TrainConfig:
     """Read a YAML file of differences from the defaults.
+
+    Args:
+        path: The file; an empty one gives the defaults.
+
+    Returns:
+        The whole configuration.
 
     Raises:
         ConfigError: If the file is missing, a key is unknown or a value has the wrong type.
@@ -201,12 +210,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        if isinstance(value, Mapping):
-            return {
-                _convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}")
-                for k, v in value.items()
-            }
+    is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
+    if is_mapping and isinstance(value, Mapping):
+        return {
+            _convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}.{k}")
+            for k, v in value.items()
+        }
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and type(value) is kind:

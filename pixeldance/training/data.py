@@ -16,12 +16,12 @@ from pixeldance.models.codec import LinearVideoCodec, encode_pictures
 from pixeldance.models.text import encode_prompts, load_text_encoder
 from pixeldance.training.config import BucketConfig, TrainConfig
 from pixeldance.worlds.captions import describe
-from pixeldance.worlds.stickers import StickerWorld
+from pixeldance.worlds.stickers import Scene, StickerWorld
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step trains on: one clip shape, and one number per sample that decides everything else."""
+    """What a step trains on: a clip shape, and per sample a number that decides all else."""
 
     bucket: BucketConfig
     sample_ids: tuple[int, ...]
@@ -76,7 +76,7 @@ class _World(Dataset[dict[str, Tensor]]):
         world, tokenizer, text_encoder = self._open()
         bucket = plan.bucket
         aspect = bucket.width / bucket.height
-        scenes = [world.sample_scene(number, aspect=aspect) for number in mine]
+        scenes = [_drawn_scene(world, number, aspect, self.config.simple_share) for number in mine]
         videos = torch.stack(
             [
                 world.render(
@@ -134,6 +134,17 @@ class _World(Dataset[dict[str, Tensor]]):
             latent_width=clean.shape[4],
         )
         return {"clean_latents": clean, "conditions": conditions.stacked(), "keep": keep}
+
+
+def _drawn_scene(world: StickerWorld, number: int, aspect: float, simple_share: float) -> Scene:
+    """Scene of a sample; for a part of the samples, drawn again until it is a simple one."""
+    scene = world.sample_scene(number, aspect=aspect)
+    if random.Random(f"simple:{number}").random() < simple_share:
+        attempt = 0
+        while not scene.is_simple:
+            attempt += 1
+            scene = world.sample_scene(stable_hash(number, attempt), aspect=aspect)
+    return scene
 
 
 def training_batches(

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -34,10 +34,12 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     """Muon for the matrices inside the blocks, AdamW for everything else.
 
     References:
-        Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is Scalable
-        for LLM Training", https://arxiv.org/abs/2502.16982 (the scaling to AdamW's update size).
+        Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon
+        Liu et al. 2025, "Muon is Scalable for LLM Training", https://arxiv.org/abs/2502.16982
+        (the scaling to AdamW's update size)
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = "blocks." in name and parameter.ndim == 2
         (matrices if inside and config.use_muon else others).append(parameter)
@@ -63,6 +65,9 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
 def train(config: TrainConfig) -> Path:
     """Train to ``config.max_steps``, resuming from the newest checkpoint in ``config.output_dir``.
 
+    Args:
+        config: The run.
+
     Returns:
         Folder of the exported part (averaged weights), in diffusers' layout.
 
@@ -80,7 +85,7 @@ def train(config: TrainConfig) -> Path:
     output = Path(config.output_dir)
     start = _resume(output, part.model, optimizers, ema)
     if config.compile_blocks and hasattr(part.model, "compile_repeated_blocks"):
-        part.model.compile_repeated_blocks()
+        cast("Any", part.model).compile_repeated_blocks()
     loader = training_batches(
         config,
         codec,
@@ -88,7 +93,7 @@ def train(config: TrainConfig) -> Path:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    log = _Log(output, config, accelerator.is_main_process, start)
+    log = _Log(output, config, accelerator.is_main_process)
     saved = time.monotonic()
     model.train()
     for step, batch in enumerate(_on_device(loader, accelerator), start):
@@ -195,7 +200,7 @@ def _resume(
 class _Log:
     """Means over a few steps, to the console and to ``log.jsonl``."""
 
-    def __init__(self, output: Path, config: TrainConfig, active: bool, start: int) -> None:
+    def __init__(self, output: Path, config: TrainConfig, active: bool) -> None:
         self.every, self.max_steps, self.active = config.log_steps, config.max_steps, active
         self.path = output / "log.jsonl"
         self.losses: list[float] = []
@@ -226,8 +231,8 @@ class _Log:
             with self.path.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             logger.info(
-                "step %(step)d  loss %(loss).4f  norm %(gradient_norm).2f  rate %(learning_rate).2e  "
-                "%(clips_per_s).1f clips/s  %(remaining_s).0f s left",
+                "step %(step)d  loss %(loss).4f  norm %(gradient_norm).2f  "
+                "rate %(learning_rate).2e  %(clips_per_s).1f clips/s  %(remaining_s).0f s left",
                 row,
             )
         self.losses, self.norms, self.clips, self.since = [], [], 0, time.monotonic()

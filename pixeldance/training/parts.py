@@ -1,10 +1,10 @@
-"""The two things that are trained: what a step computes for each, and how the result is exported."""
+"""The two things that are trained: what a step computes, and how the result is exported."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -13,14 +13,14 @@ from pixeldance.diffusion.sampler import sample_euler
 from pixeldance.diffusion.schedule import shifted_sigmas
 from pixeldance.instructions import place_keyframes
 from pixeldance.models.codec import LinearVideoCodec, encode_pictures
-from pixeldance.models.perceptual import load_lpips
+from pixeldance.models.perceptual import load_perceptual_distance
 from pixeldance.models.refiner import GROUP
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import sample_generator
 
 SAMPLING_SHIFT = 3.0
-"""Timestep shift of generation (the pipeline's default), for estimates that the refiner trains on."""
+"""Timestep shift of generation (the pipeline's default), for what the refiner trains on."""
 
 
 class Part(Protocol):
@@ -104,7 +104,8 @@ def _initialize(model: PixelDanceTransformer3DModel) -> None:
     nn.init.normal_(model.condition_embedder.time_embedder.linear_2.weight, std=0.02)
     nn.init.zeros_(model.condition_embedder.time_proj.weight)
     nn.init.zeros_(model.scale_shift_table)
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         nn.init.zeros_(block.scale_shift_table)
         nn.init.zeros_(block.attn2.to_out[0].weight)
     nn.init.zeros_(model.proj_out.weight)
@@ -126,7 +127,7 @@ class RefinerPart:
                 config.refiner.transformer, dtype=torch.bfloat16
             )
             self.transformer = loaded.eval().requires_grad_(False)
-        self.perceptual = load_lpips() if config.refiner.perceptual_weight else None
+        self.perceptual = load_perceptual_distance() if config.refiner.perceptual_weight else None
         if config.initial is not None:
             initial = LinearVideoCodec.from_pretrained(config.initial)
             assert initial.refiner is not None, "config.initial must have a refiner"
@@ -178,7 +179,10 @@ class RefinerPart:
         if self.perceptual is not None:
             chosen = torch.randint(GROUP, (len(refined),), generator=rng)
             each = torch.arange(len(refined))
-            distance = self.perceptual(refined[each, chosen], target[each, chosen])
+            made, true = (
+                self.perceptual.activations(frames[each, chosen]) for frames in (refined, target)
+            )
+            distance = self.perceptual.distances(made, true)
             loss = loss + weights.perceptual_weight * distance.mean()
         return loss
 
@@ -190,7 +194,7 @@ class RefinerPart:
         """Latents with a random amount of noise, different for each clip."""
         level = torch.rand(len(latents), generator=rng) ** 2 * self.config.refiner.max_latent_noise
         noise = torch.randn(latents.shape, generator=rng)
-        # noise that is smooth in time and space is more like a transformer's errors than white noise
+        # noise that is smooth in time and space is more like a transformer's errors than white
         smooth = F.avg_pool3d(noise, 3, stride=1, padding=1) * 3.0
         is_white = torch.rand(len(latents), generator=rng)[:, None, None, None, None] < 0.5
         mixed = torch.where(is_white, noise, smooth)

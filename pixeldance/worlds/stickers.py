@@ -1,12 +1,14 @@
 """The sticker world: animated characters on photographic backgrounds, seen by a moving camera.
 
-A clip is made in three steps, each deterministic: :func:`sample_scene` turns a seed into a
-:class:`Scene` (pure data: who, where, which motion, which camera), :func:`render` draws it at any size,
-length and frame rate, and :func:`pixeldance.worlds.captions.describe` says in words what happens.
+A clip is made in three steps, each deterministic: :meth:`StickerWorld.sample_scene` turns a seed
+into a :class:`Scene` (pure data: who, where, which motion, which camera),
+:meth:`StickerWorld.render` draws it at any size, length and frame rate, and
+:func:`pixeldance.worlds.captions.describe` says in words what happens.
 
-Coordinates: the background is a plane measured in *units* of half the picture height, y down, origin
-where the camera looks at half time. The camera maps a screen point ``q`` (same units) to the plane:
-``p = position + zoom * rotation(roll) @ q``. Characters stand in the plane, so the camera moves them too.
+Coordinates: the background is a plane measured in *units* of half the picture height, y down,
+origin where the camera looks at half time. The camera maps a screen point ``q`` (same units) to the
+plane: ``p = position + zoom * rotation(roll) @ q``. Characters stand in the plane, so the camera
+moves them too.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from pixeldance.worlds.assets import SPRITE_FPS, SPRITE_SIZE, WorldAssets, load_assets
@@ -148,6 +150,13 @@ class Scene:
     shots: tuple[Shot, ...]
     aspect: float
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether it is one shot of one actor by a camera that stands still."""
+        shot = self.shots[0]
+        is_alone = len(self.shots) == 1 and len(shot.actors) == 1
+        return is_alone and shot.camera.motion == "static"
+
 
 def is_heldout(identifier: str) -> bool:
     """Whether a character is kept out of training: one in ten, by a hash of its id."""
@@ -188,6 +197,9 @@ class StickerWorld:
         Args:
             seed: Any integer.
             aspect: Width / height of the picture, so that actors stay inside.
+
+        Returns:
+            The scene: one shot, or two with a cut half way.
         """
         rng = random.Random(seed)
         shots = [self._sample_shot(rng, aspect)]
@@ -233,7 +245,9 @@ class StickerWorld:
         )
 
     def _sample_background(self, rng: random.Random) -> Background:
-        color = lambda: (rng.random(), rng.random(), rng.random())  # noqa: E731
+        def color() -> tuple[float, float, float]:
+            return rng.random(), rng.random(), rng.random()
+
         return Background(
             panorama=rng.choice(self.panoramas) if rng.random() < 0.94 else None,
             yaw=rng.random(),
@@ -248,13 +262,20 @@ class StickerWorld:
     ) -> Tensor:
         """Draw a scene.
 
+        Args:
+            scene: What to draw.
+            height: Pixels.
+            width: Pixels; ``width / height`` should be the scene's ``aspect``.
+            num_frames: Frames, at least 1.
+            fps: Frames per second; it sets the pace of the characters' own animation only.
+
         Returns:
-            Frames ``(num_frames, 3, height, width)``, float32 in [0, 1]. Motions span the whole clip, whatever
-            its length; the characters' own animation runs at its own speed.
+            Frames ``(num_frames, 3, height, width)``, float32 in [0, 1]. Motions span the whole
+            clip, whatever its length.
         """
-        cut = num_frames if len(scene.shots) == 1 else num_frames // 2
+        cut = num_frames if len(scene.shots) == 1 else max(1, num_frames // 2)
         parts = [_render_shot(self.assets, scene.shots[0], height, width, cut, fps)]
-        if len(scene.shots) > 1:
+        if cut < num_frames:
             parts.append(
                 _render_shot(self.assets, scene.shots[1], height, width, num_frames - cut, fps)
             )
@@ -311,7 +332,7 @@ def _sample_actor(rng: random.Random, character: Character, aspect: float, count
 
 
 def _place(rng: random.Random, actor: Actor, aspect: float) -> tuple[float, float]:
-    """A start from which the whole path stays in the picture (entering and leaving cross its side)."""
+    """A start from which the path stays in the picture (entering and leaving cross its side)."""
     x, y, _, _ = _path(actor, torch.linspace(0, 1, 17))
     place = []
     for path, half in ((x, aspect), (y, 1.0)):
@@ -348,7 +369,7 @@ def _path(actor: Actor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _displacement(action: Action, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shift (units), log scale and rotation (radians) after a part ``u`` in [0, 1] of one action."""
+    """Shift (units), log scale and rotation (radians) after a part ``u`` in [0, 1] of an action."""
     zero = torch.zeros_like(u)
     amount = action.amount
     kind, _, side = action.motion.partition(" ")
@@ -387,7 +408,7 @@ def _displacement(action: Action, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _camera_path(shot: Shot, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Camera at times in [0, 1]: x, y (units), zoom (plane units per screen unit), roll (radians)."""
+    """Camera at times in [0, 1]: x, y (units), zoom (plane per screen unit), roll (radians)."""
     zero = torch.zeros_like(time)
     one = torch.ones_like(time)
     amount = shot.camera.amount
@@ -437,7 +458,7 @@ def _render_background(
     width: int,
 ) -> Tensor:
     x, y, zoom, roll = camera
-    picture = _background_picture(assets, background, width / height)
+    picture = _background_picture(assets, background)
     rows, columns = picture.shape[1:]
     # one unit is `field * rows` pixels; grid coordinates run over [-1, 1]
     unit = background.field * rows
@@ -446,7 +467,12 @@ def _render_background(
     cos, sin = zoom * roll.cos(), zoom * roll.sin()
     aspect = width / height
     theta = _affine(
-        to_x * cos * aspect, -to_x * sin, to_x * x, to_y * sin * aspect, to_y * cos, pitch + to_y * y
+        to_x * cos * aspect,
+        -to_x * sin,
+        to_x * x,
+        to_y * sin * aspect,
+        to_y * cos,
+        pitch + to_y * y,
     )
     grid = F.affine_grid(theta, [len(x), 3, height, width], align_corners=False)
     return F.grid_sample(
@@ -457,7 +483,7 @@ def _render_background(
     )
 
 
-def _background_picture(assets: WorldAssets, background: Background, aspect: float) -> Tensor:
+def _background_picture(assets: WorldAssets, background: Background) -> Tensor:
     """The part of the panorama that a camera may see, turned so that the view is in its middle."""
     if background.panorama is None:
         top, bottom = (torch.tensor(color)[:, None, None] for color in background.colors)

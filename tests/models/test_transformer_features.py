@@ -118,8 +118,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, inputs):
 
     expected = gradients(inputs)
     model.enable_gradient_checkpointing()
-    assert model.is_gradient_checkpointing
+    runs = []
+    model.blocks[1].register_forward_pre_hook(lambda *_: runs.append(1))
     torch.testing.assert_close(gradients(inputs), expected)
+    assert len(runs) == 2  # once more in the backward pass
     torch.testing.assert_close(gradients(prepared(model, inputs)), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -130,16 +132,16 @@ def test_lora_is_added_saved_loaded_scaled_and_disabled(model, inputs, velocity,
         changed = model(**inputs).sample
         in_context = model(**prepared(model, inputs)).sample
     assert not torch.allclose(changed, velocity, atol=1e-3)
-    torch.testing.assert_close(in_context, changed, rtol=0, atol=1e-6)
+    torch.testing.assert_close(in_context, changed, rtol=0, atol=1e-5)
 
     model.save_lora_adapter(tmp_path)
     torch.manual_seed(0)
     other = PixelDanceTransformer3DModel(**TINY).eval()
     other.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
     with torch.no_grad():
-        torch.testing.assert_close(other(**inputs).sample, changed, rtol=0, atol=1e-6)
+        torch.testing.assert_close(other(**inputs).sample, changed, rtol=0, atol=1e-5)
         unscaled = other(**inputs, attention_kwargs={"scale": 0.0}).sample
-        torch.testing.assert_close(unscaled, velocity, rtol=0, atol=1e-6)
+        torch.testing.assert_close(unscaled, velocity, rtol=0, atol=1e-5)
         other.disable_lora()
         assert torch.equal(other(**inputs).sample, velocity)
 
@@ -152,7 +154,7 @@ def test_lora_scale_reaches_the_prepared_context(model, inputs):
         expected = model(**inputs, encoder_hidden_states=text, **scale).sample
         context = model.prepare_context(text, **scale)
         actual = model(**inputs, context=context, **scale).sample
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("default")  # "error" beats the filter that the compiler sets

@@ -1,0 +1,77 @@
+"""A training run that takes a second: made-up pictures, made-up text features, few weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import make_assets
+from torch import Tensor
+
+from pixeldance.models.codec import LinearVideoCodec
+from pixeldance.training.config import (
+    BucketConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RefinerConfig,
+    TrainConfig,
+)
+from pixeldance.training.data import stable_hash
+
+TEXT_DIM, TEXT_TOKENS = 8, 4
+BUCKETS = (
+    BucketConfig(height=48, width=48, num_frames=9, batch_size=3),
+    BucketConfig(height=48, width=64, num_frames=9, batch_size=2),
+)
+
+
+def make_codec(folder: Path, z_dim: int = 4) -> LinearVideoCodec:
+    """Write a bare orthonormal projection, as training starts from; returns it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = LinearVideoCodec(z_dim=z_dim, latents_std=[3.0] * z_dim, refiner_channels=None)
+        codec.components.data.copy_(torch.linalg.qr(torch.randn(codec.components.shape))[0])
+        codec.patch_mean.data.normal_(std=0.1)
+    codec.save_pretrained(folder)
+    return codec
+
+
+def make_config(folder: Path, **changes: object) -> TrainConfig:
+    """A run in ``folder`` that renders in this process and compiles nothing."""
+    values: dict[str, object] = {
+        "codec": str(folder / "codec"),
+        "output_dir": str(folder / "run"),
+        "max_steps": 6,
+        "buckets": BUCKETS,
+        "model": ModelConfig(
+            num_attention_heads=1,
+            attention_head_dim=12,
+            num_layers=2,
+            ffn_dim=16,
+            text_dim=TEXT_DIM,
+            text_tokens=TEXT_TOKENS,
+        ),
+        "refiner": RefinerConfig(channels=(8, 8, 8), groups_per_clip=1),
+        "optimizer": OptimizerConfig(learning_rate=0.01, warmup_steps=2),
+        "num_workers": 0,
+        "compile_blocks": False,
+    }
+    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def use_made_up_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the fetched pictures nor the text encoder are opened."""
+    monkeypatch.setattr("pixeldance.worlds.stickers.load_assets", make_assets)
+    monkeypatch.setattr("pixeldance.training.data.load_text_encoder", lambda: (None, None))
+    monkeypatch.setattr("pixeldance.training.data.encode_prompts", made_up_embeds)
+
+
+def made_up_embeds(
+    tokenizer: None, text_encoder: None, prompts: list[str], *, max_sequence_length: int
+) -> tuple[Tensor, Tensor]:
+    """Features that depend on the whole text; zeros for none, as the real encoder does."""
+    embeds = torch.zeros(len(prompts), max_sequence_length, TEXT_DIM)
+    for row, prompt in enumerate(prompts):
+        if prompt:
+            generator = torch.Generator().manual_seed(stable_hash(prompt))
+            embeds[row] = torch.randn(embeds.shape[1:], generator=generator)
+    return embeds, embeds.any(-1)

@@ -1,0 +1,325 @@
+"""Training: resuming changes nothing, checkpoints are whole, and the loss falls."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import BUCKETS, make_codec, make_config, use_made_up_world
+from torch import Tensor
+
+from pixeldance.errors import CheckpointError
+from pixeldance.models.codec import LinearVideoCodec
+from pixeldance.models.transformer import PixelDanceTransformer3DModel
+from pixeldance.training import __main__ as command
+from pixeldance.training import loop
+from pixeldance.training.config import ModelConfig, OptimizerConfig, RefinerConfig, TrainConfig
+from pixeldance.training.data import training_batches
+from pixeldance.training.loop import learning_rate, make_optimizers, train
+from pixeldance.training.parts import TransformerPart, make_part
+
+PARTS = ("transformer", "refiner")
+
+
+@pytest.fixture(autouse=True)
+def _made_up_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_made_up_world(monkeypatch)
+    make_codec(tmp_path / "codec")
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Interrupt the next run before it takes step ``steps``."""
+
+    def interrupted(*arguments: Any, start: int, **options: Any) -> Iterator[dict[str, Tensor]]:
+        for step, batch in enumerate(training_batches(*arguments, start=start, **options), start):
+            if step == steps:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(loop, "training_batches", interrupted)
+
+
+def interrupted_run(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, steps: int = 3) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+
+
+def checkpoints(config: TrainConfig) -> list[str]:
+    return sorted(path.name for path in Path(config.output_dir).glob("step-*"))
+
+
+def weights(config: TrainConfig, step: int, name: str) -> dict[str, Tensor]:
+    return load_file(Path(config.output_dir) / f"step-{step:07d}" / f"{name}.safetensors")
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def as_saved(tmp_path: Path, part: str, **changes: object) -> TrainConfig:
+    """A run that writes a checkpoint after every step."""
+    return make_config(tmp_path, part=part, checkpoint_minutes=0.0, **changes)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_stopping_and_resuming_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str
+) -> None:
+    straight = make_config(tmp_path, part=part, output_dir=str(tmp_path / "straight"))
+    train(straight)
+    resumed = as_saved(tmp_path, part, output_dir=str(tmp_path / "resumed"))
+    interrupted_run(monkeypatch, resumed)
+    assert checkpoints(resumed) == ["step-0000002", "step-0000003"]
+    train(resumed)
+    for name in ("model", "ema"):
+        assert_equal(weights(straight, 6, name), weights(resumed, 6, name))
+        before = weights(resumed, 5, name)
+        assert any(not torch.equal(before[k], v) for k, v in weights(resumed, 6, name).items())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_exported_can_be_loaded(tmp_path: Path, part: str) -> None:
+    config = make_config(tmp_path, part=part, max_steps=2)
+    folder = train(config)
+    ema = weights(config, 2, "ema")
+    if part == "transformer":
+        model = PixelDanceTransformer3DModel.from_pretrained(folder)
+        assert model.config.in_channels == 2 * 4 + 4
+        expected = {name: value.bfloat16() for name, value in ema.items()}
+        assert_equal({k: v.bfloat16() for k, v in model.state_dict().items()}, expected)
+        return
+    codec = LinearVideoCodec.from_pretrained(folder)
+    given = LinearVideoCodec.from_pretrained(config.codec)
+    assert codec.refiner is not None
+    assert_equal(codec.refiner.state_dict(), ema)
+    # The projection decides what latents mean: training the refiner must not touch it.
+    assert torch.equal(codec.components, given.components)
+    assert torch.equal(codec.patch_mean, given.patch_mean)
+    assert codec.config.latents_std == given.config.latents_std
+
+
+def test_a_finished_run_is_exported_again_and_not_trained(tmp_path: Path) -> None:
+    config = make_config(tmp_path, max_steps=1)
+    train(config)
+    before = weights(config, 1, "model")
+    assert train(config) == Path(config.output_dir) / "export"
+    assert checkpoints(config) == ["step-0000001"]
+    assert_equal(weights(config, 1, "model"), before)
+
+
+def test_without_averaging_the_export_is_the_model(tmp_path: Path) -> None:
+    config = make_config(tmp_path, max_steps=2, optimizer=OptimizerConfig(ema_decay=0.0))
+    train(config)
+    assert_equal(weights(config, 2, "model"), weights(config, 2, "ema"))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    config = as_saved(tmp_path, "transformer", max_steps=4, keep_checkpoints=3)
+    train(config)
+    assert checkpoints(config) == ["step-0000002", "step-0000003", "step-0000004"]
+
+
+def test_an_interrupted_checkpoint_is_not_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = as_saved(tmp_path, "transformer", max_steps=3)
+    interrupted_run(monkeypatch, config, steps=1)
+
+    def fail(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
+        with pytest.raises(OSError, match="no space left"):
+            train(config)
+    assert checkpoints(config) == ["step-0000001", "step-0000002.tmp"]
+    train(config)
+    assert checkpoints(config) == ["step-0000002", "step-0000003"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "model": ModelConfig(
+                num_attention_heads=1, attention_head_dim=12, num_layers=1, text_dim=8
+            )
+        },
+        {"optimizer": OptimizerConfig(use_muon=False)},
+        {"part": "refiner"},
+    ],
+)
+def test_a_checkpoint_of_another_config_is_refused(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    train(make_config(tmp_path, max_steps=1))
+    with pytest.raises(CheckpointError, match=r"step-0000001 does not fit .*another output_dir"):
+        train(make_config(tmp_path, **({"max_steps": 2} | changes)))
+
+
+def test_a_refiner_can_learn_from_what_a_transformer_makes(tmp_path: Path) -> None:
+    estimates = train(make_config(tmp_path, max_steps=1))
+    trained = []
+    for name, transformer in (("alone", None), ("together", str(estimates))):
+        refiner = RefinerConfig(
+            channels=(8, 8, 8), groups_per_clip=1, transformer=transformer, estimated_share=1.0
+        )
+        config = make_config(
+            tmp_path, part="refiner", refiner=refiner, output_dir=str(tmp_path / name), max_steps=2
+        )
+        train(config)
+        trained.append(weights(config, 2, "model"))
+    assert all(value.isfinite().all() for value in trained[1].values())
+    assert any(not torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
+def test_training_starts_from_exported_weights(tmp_path: Path) -> None:
+    first = make_config(tmp_path, max_steps=1)
+    exported = train(first)
+    second = make_config(tmp_path, initial=str(exported))
+    part = make_part(second, LinearVideoCodec.from_pretrained(second.codec))
+    expected = {k: v.bfloat16() for k, v in weights(first, 1, "ema").items()}
+    assert_equal({k: v.bfloat16() for k, v in part.model.state_dict().items()}, expected)
+
+
+def test_the_log_has_a_line_for_every_few_steps(tmp_path: Path) -> None:
+    config = make_config(tmp_path, max_steps=5, log_steps=2)
+    train(config)
+    rows = [json.loads(r) for r in (Path(config.output_dir) / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 5]
+    assert all(0 < row["loss"] < 10 and row["clips_per_s"] > 0 for row in rows)
+    assert rows[-1]["remaining_s"] == 0
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_loss_of_one_batch_falls(tmp_path: Path, part: str) -> None:
+    config = make_config(tmp_path, part=part, buckets=BUCKETS[:1])
+    codec = LinearVideoCodec.from_pretrained(config.codec)
+    torch.manual_seed(0)
+    trained = make_part(config, codec)
+    batch = next(iter(training_batches(config, codec, start=0)))
+    optimizers = make_optimizers(trained.model, OptimizerConfig(learning_rate=0.02))
+    losses = []
+    for _ in range(12):
+        loss = trained.loss(trained.model, batch)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    assert losses[0] == pytest.approx(float(make_part_loss(config, codec, batch)), rel=1e-4)
+
+
+def make_part_loss(
+    config: TrainConfig, codec: LinearVideoCodec, batch: dict[str, Tensor]
+) -> Tensor:
+    """Loss of the first step once more: weights and noise come from seeds alone."""
+    torch.manual_seed(0)
+    part = make_part(config, codec)
+    torch.rand(5)  # whatever else draws numbers
+    return part.loss(part.model, batch).detach()
+
+
+def test_an_untrained_transformer_predicts_nothing(tmp_path: Path) -> None:
+    config = make_config(tmp_path, buckets=BUCKETS[:1])
+    codec = LinearVideoCodec.from_pretrained(config.codec)
+    part = TransformerPart(config, codec)
+    batch = next(iter(training_batches(config, codec, start=0)))
+    # Then the loss is the mean square of noise - clean, two independent things.
+    expected = 1 + float(batch["clean_latents"].square().mean())
+    assert float(part.loss(part.model, batch).detach()) == pytest.approx(expected, rel=0.2)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_samples(tmp_path: Path) -> None:
+    config = make_config(tmp_path, buckets=BUCKETS[:1])
+    codec = LinearVideoCodec.from_pretrained(config.codec)
+    part = TransformerPart(config, codec)
+    for parameter in part.model.parameters():
+        parameter.data.add_(
+            0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        )
+    batch = next(iter(training_batches(config, codec, start=0)))
+    with torch.no_grad():
+        whole = part.loss(part.model, batch)
+        rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(3)]
+        alone = torch.stack([part.loss(part.model, row) for row in rows])
+    torch.testing.assert_close(whole, alone.mean(), rtol=1e-4, atol=0)
+    assert alone.std() > 0
+
+
+def test_noise_levels_are_a_shifted_logit_normal(tmp_path: Path) -> None:
+    codec = LinearVideoCodec.from_pretrained(tmp_path / "codec")
+    ids = torch.arange(400)
+    plain, shifted, constant = (
+        TransformerPart(make_config(tmp_path, **options), codec).sigmas(ids)
+        for options in ({"shift": 1.0}, {"shift": 3.0}, {"shift": 3.0, "logit_std": 0.0})
+    )
+    assert 0 < plain.min() < plain.max() < 1
+    logits = plain.logit()
+    assert float(logits.mean()) == pytest.approx(0, abs=0.2)
+    assert float(logits.std()) == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+    torch.testing.assert_close(constant, torch.full((400,), 0.75))
+    assert torch.equal(
+        TransformerPart(make_config(tmp_path, shift=1.0), codec).sigmas(ids[7:8]), plain[7:8]
+    )
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, decay_fraction=0.5)
+    rates = [learning_rate(config, step, 20) for step in range(20)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[9:12] == [2.0, 2.0, pytest.approx(1.8)]
+    assert rates[-1] == pytest.approx(0.2)
+    assert learning_rate(config, 20, 20) == 0
+
+
+def test_without_warmup_and_decay_the_rate_is_constant() -> None:
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=0, decay_fraction=0.0)
+    assert [learning_rate(config, step, 3) for step in range(3)] == [2.0, 2.0, 2.0]
+
+
+def test_every_weight_has_one_optimizer(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    model = make_part(config, LinearVideoCodec.from_pretrained(config.codec)).model
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizers = make_optimizers(model, config.optimizer)
+    held = [[names[id(p)] for g in o.param_groups for p in g["params"]] for o in optimizers]
+    assert sorted(held[0] + held[1]) == sorted(names.values())
+    assert isinstance(optimizers[1], torch.optim.Muon)
+    assert all("blocks." in name for name in held[1])
+    assert "blocks.0.attn1.to_q.weight" in held[1]
+    assert "proj_out.weight" in held[0]
+    assert len(make_optimizers(model, OptimizerConfig(use_muon=False))) == 1
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pixeldance.training", *arguments])
+    return command.main()
+
+
+def test_the_command_prints_where_the_result_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("output_dir: runs/here")
+    monkeypatch.setattr(loop, "train", lambda config: Path(config.output_dir) / "export")
+    assert run_command(monkeypatch, str(path)) == 0
+    assert capsys.readouterr().out == "runs/here/export\n"
+
+
+def test_the_command_reports_mistakes_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("max_step: 3")
+    assert run_command(monkeypatch, str(path)) == 2
+    assert capsys.readouterr().err == "error: Unknown key 'max_step'. Did you mean 'max_steps'?\n"
