@@ -11,7 +11,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pixeldance.models.codec import LinearVideoCodec, principal_components
+from pixeldance.models.codec import (
+    LinearVideoCodec,
+    decode_latents,
+    encode_pictures,
+    principal_components,
+)
 from pixeldance.models.refiner import GROUP
 from pixeldance.worlds.stickers import StickerWorld
 
@@ -47,6 +52,9 @@ def fit_codec(world: StickerWorld, *, num_clips: int = 360, z_dim: int = 64) -> 
         world: Training split.
         num_clips: Clips to take patches from.
         z_dim: Components kept.
+
+    Returns:
+        The codec.
     """
     mean, components, std = principal_components(sample_patches(world, num_clips), z_dim)
     codec = LinearVideoCodec(z_dim=z_dim, latents_std=std, refiner_channels=None)
@@ -60,7 +68,7 @@ def heldout_psnr(codec: LinearVideoCodec, world: StickerWorld, *, num_clips: int
     values = []
     for seed in range(num_clips):
         video = _render(world, seed, 128, 128)
-        decoded = codec.decode(codec.encode(video).latent_dist.mode()).sample.clamp(-1, 1)
+        decoded = decode_latents(codec, encode_pictures(codec, video))
         values.append(-10 * ((decoded - video) / 2).square().mean().log10())
     return float(torch.stack(values).mean())
 
