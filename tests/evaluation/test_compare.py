@@ -35,6 +35,7 @@ from pixeldance.evaluation.report import (
     write_sheet,
 )
 from pixeldance.worlds.assets import SPRITE_SIZE, WorldAssets
+from pixeldance.worlds.captions import describe
 from pixeldance.worlds.stickers import StickerWorld, is_heldout, read_characters
 
 SMALL = Settings(num_clips=3, width=48, height=32, num_frames=5, num_inference_steps=1)
@@ -84,6 +85,8 @@ def test_the_methods() -> None:
 def test_clips_depend_on_their_seed_alone(world: StickerWorld) -> None:
     clips = list(heldout_clips(world, SMALL))
     assert [clip.seed for clip in clips] == [0, 1, 2]
+    captions = [describe(clip.scene, clip.seed) for clip in clips]
+    assert [clip.caption for clip in clips] == captions
     assert clips[0].frames.shape == (5, 32, 48, 3)
     assert not np.array_equal(clips[0].frames[0], clips[0].frames[-1])
     later = Settings(num_clips=1, width=48, height=32, num_frames=5, seed_offset=2)
