@@ -19,7 +19,7 @@ demo: $(STAMP) ## make a clip from two pictures and a sentence, in demo-output/
 test: $(STAMP) ## run the tests, but not those marked slow or gpu
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
-app: $(STAMP) ## open the page in a browser
+app: $(STAMP) ## serve the page on this machine and print its address
 	@$(BIN)/python app.py
 
 lint: $(STAMP) ## check style, docstrings and types
