@@ -99,9 +99,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("name", ["train_mini_transformer.yaml", "train_mini_refiner.yaml"])
-def test_the_projects_own_files_load(name: str) -> None:
-    config = load_config(Path(pixeldance.__file__).parents[1] / "configs" / name)
-    assert config.part == name.removeprefix("train_mini_").removesuffix(".yaml")
+@pytest.mark.parametrize("part", ["transformer", "refiner"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_projects_own_files_load(part: str, stage: int) -> None:
+    folder = Path(pixeldance.__file__).parents[1] / "configs"
+    config = load_config(folder / f"mini_{part}_{stage}.yaml")
+    assert config.part == part
     for bucket in config.buckets:
         assert bucket.height % 16 == bucket.width % 16 == (bucket.num_frames - 1) % 4 == 0
