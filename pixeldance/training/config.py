@@ -56,6 +56,19 @@ class BucketConfig:
     weight: float = 1.0
     batch_size: int = 8
 
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 48 or self.height % 16 or self.width % 16:
+            raise ConfigError(
+                "a bucket's sides must be multiples of 16 and at least 48, "
+                f"got {self.height} x {self.width}."
+            )
+        if self.num_frames < 9 or self.num_frames % 4 != 1:
+            raise ConfigError(
+                f"a bucket's num_frames must be 4k + 1 and at least 9, got {self.num_frames}."
+            )
+        if self.batch_size < 1 or self.weight < 0:
+            raise ConfigError("a bucket needs batch_size >= 1 and weight >= 0.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -157,6 +170,15 @@ class TrainConfig:
     keep_checkpoints: int = 2
     log_steps: int = 50
     compile_blocks: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.buckets:
+            raise ConfigError(
+                "buckets must name at least one clip shape. Leave it out for 128x128."
+            )
+        for name in ("max_steps", "log_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 def load_config(path: str | Path) -> TrainConfig:

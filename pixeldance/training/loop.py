@@ -7,10 +7,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -187,7 +189,7 @@ def _resume(
         states = torch.load(folder / "optimizers.pt", weights_only=True)
         for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.load_state_dict(state)
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, OSError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
             f"{folder} does not fit this config ({str(error).splitlines()[0]}). "
             "Use another output_dir, or delete the folder."

@@ -29,7 +29,7 @@ def test_only_what_is_written_differs(tmp_path: Path) -> None:
         shift: 3
         buckets:
           - {height: 64, weight: 2}
-          - {width: 32, num_frames: 5}
+          - {width: 64, num_frames: 9}
         refiner: {channels: [8, 16, 24]}
         optimizer: {use_muon: false, learning_rate: 1.0e-4}
         recipe: {tasks: {first: 1, text: 0.5}}
@@ -39,7 +39,7 @@ def test_only_what_is_written_differs(tmp_path: Path) -> None:
     assert (config.shift, type(config.shift)) == (3.0, float)
     assert config.buckets == (
         BucketConfig(height=64, weight=2.0),
-        BucketConfig(width=32, num_frames=5),
+        BucketConfig(width=64, num_frames=9),
     )
     assert config.refiner.channels == (8, 16, 24)
     assert config.optimizer.learning_rate == pytest.approx(1e-4)
@@ -107,3 +107,24 @@ def test_the_projects_own_files_load(part: str, stage: int) -> None:
     assert config.part == part
     for bucket in config.buckets:
         assert bucket.height % 16 == bucket.width % 16 == (bucket.num_frames - 1) % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("buckets: []", "buckets"),
+        ("log_steps: 0", "log_steps"),
+        ("max_steps: 0", "max_steps"),
+        ("keep_checkpoints: 0", "keep_checkpoints"),
+        ("buckets: [{height: 32}]", "sides"),
+        ("buckets: [{width: 100}]", "sides"),
+        ("buckets: [{num_frames: 5}]", "num_frames"),
+        ("buckets: [{num_frames: 16}]", "num_frames"),
+        ("buckets: [{batch_size: 0}]", "batch_size"),
+    ],
+)
+def test_values_out_of_range_are_named(text: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        load_config(path)
