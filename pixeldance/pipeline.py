@@ -184,6 +184,9 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """
         if include_text_encoder is None:
             include_text_encoder = not self._has_shared_text_encoder
+        # Where the parts came from is a path of this machine.
+        for part in (self.transformer, self.vae):
+            part.register_to_config(_name_or_path=Path(folder).name)
         tokenizer, text_encoder = self.tokenizer, self.text_encoder
         if not include_text_encoder:
             self.register_modules(tokenizer=None, text_encoder=None)
