@@ -37,6 +37,7 @@ from pixeldance.diffusion import (
     shifted_sigmas,
     timesteps_of,
 )
+from pixeldance.diffusion.schedule import SAMPLING_SHIFT
 from pixeldance.errors import CheckpointError, GenerationCancelled, InputError
 from pixeldance.geometry import (
     LatentGrid,
@@ -97,7 +98,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         vae: LinearVideoCodec | AutoencoderKLWan,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        shift: float = 3.0,
+        shift: float = SAMPLING_SHIFT,
         pixel_budget: int = DEFAULT_PIXEL_BUDGET,
         default_fps: int = DEFAULTS.fps,
         max_sequence_length: int = 64,

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from pixeldance.errors import ConfigError
 
+SAMPLING_SHIFT = 3.0
+"""Timestep shift of generation; the refiner trains on what generation makes with it."""
+
 
 def shift_sigmas(sigmas: Float[Tensor, "*shape"], shift: float) -> Float[Tensor, "*shape"]:
     """Move noise levels towards noise; 0 and 1 stay where they are.

@@ -160,7 +160,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         """
         if chunk < 1:
             raise InputError(f"chunk must be at least 1, got {chunk}.")
-        prepared = None if references is None else self._prepared(references)
+        prepared = None if references is None else self.prepare_references(references)
         for start in range(0, latents.shape[2], chunk):
             part = latents[:, :, start : start + chunk]
             groups = self.unproject(part)
@@ -211,7 +211,18 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         """What the projection keeps of pictures ``(batch, 3, height, width)``; same shape."""
         return self.unproject(self._project(picture[:, :, None]))[:, 0].mean(1)
 
-    def _prepared(self, references: References) -> tuple[References, Tensor]:
+    def prepare_references(self, references: References) -> tuple[References, Tensor]:
+        """Fill up to two references, and add what the projection keeps of them.
+
+        Args:
+            references: At most two.
+
+        Returns:
+            Two references (the added ones absent), and their projections ``(batch, 2, 3, h, w)``.
+
+        Raises:
+            InputError: If there are more than two.
+        """
         pictures, frames, present = references
         given = pictures.shape[1]
         if given > 2:
@@ -231,14 +242,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
 
     def _project(self, video: Tensor) -> Tensor:
         side = self.spatial_factor
-        whole = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2).float()
-        patches = rearrange(
-            whole,
-            "b c (t q) (h y) (w x) -> b t h w (q c y x)",
-            q=GROUP,
-            y=side,
-            x=side,
-        )
+        patches = patches_of(video.float(), side)
         latents = (patches - self.patch_mean.float()) @ self.components.float()
         return rearrange(latents, "b t h w c -> b c t h w")
 
@@ -254,6 +258,26 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             y=side,
             x=side,
         )
+
+
+def grouped(video: Tensor) -> Tensor:
+    """Frames by latent frame: ``(b, c, 4k + 1, h, w)`` to ``(b, k + 1, 4, c, h, w)``.
+
+    The first frame stands alone: it is repeated to fill its group.
+    """
+    whole = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2)
+    return rearrange(whole, "b c (t q) h w -> b t q c h w", q=GROUP)
+
+
+def patches_of(video: Tensor, side: int) -> Tensor:
+    """What is projected: ``(b, 3, 4k + 1, h, w)`` to ``(b, k + 1, h / side, w / side, values)``."""
+    return rearrange(grouped(video), "b t q c (h y) (w x) -> b t h w (q c y x)", y=side, x=side)
+
+
+def denormalized(codec: ModelMixin, latents: Tensor) -> Tensor:
+    """The codec's own float32 latents from normalised ones."""
+    mean, std = _statistics(codec, latents)
+    return latents.float() * std + mean
 
 
 def _statistics(codec: ModelMixin, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,8 +320,7 @@ def decode_latents(
     Returns:
         Float32 ``(batch, 3, frames, height, width)``, clamped to [-1, 1].
     """
-    mean, std = _statistics(codec, latents)
-    raw = latents.float() * std + mean
+    raw = denormalized(codec, latents)
     if isinstance(codec, LinearVideoCodec):
         video = codec.decode(raw, references).sample
     else:

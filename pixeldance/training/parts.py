@@ -10,17 +10,20 @@ from torch import Tensor, nn
 
 from pixeldance.diffusion.flow import add_noise, timesteps_of, velocity_target
 from pixeldance.diffusion.sampler import sample_euler
-from pixeldance.diffusion.schedule import shifted_sigmas
+from pixeldance.diffusion.schedule import SAMPLING_SHIFT, shift_sigmas, shifted_sigmas
 from pixeldance.instructions import place_keyframes
-from pixeldance.models.codec import LinearVideoCodec, encode_pictures
+from pixeldance.models.codec import (
+    LinearVideoCodec,
+    References,
+    denormalized,
+    encode_pictures,
+    grouped,
+)
 from pixeldance.models.perceptual import load_perceptual_distance
 from pixeldance.models.refiner import GROUP
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import sample_generator
-
-SAMPLING_SHIFT = 3.0
-"""Timestep shift of generation (the pipeline's default), for what the refiner trains on."""
 
 
 class Part(Protocol):
@@ -65,7 +68,7 @@ class TransformerPart:
             [torch.randn((), generator=sample_generator(int(i), "sigma")) for i in sample_ids]
         )
         level = (self.config.logit_mean + self.config.logit_std * normal).sigmoid()
-        return self.config.shift * level / (1 + (self.config.shift - 1) * level)
+        return shift_sigmas(level, self.config.shift)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean squared error of the velocity."""
@@ -149,20 +152,16 @@ class RefinerPart:
                 present = torch.ones_like(present)
             else:
                 latents = self._disturbed(latents, rng)
-            std = torch.tensor(self.codec.config.latents_std, device=video.device)
-            groups = self.codec.unproject(latents * std.view(1, -1, 1, 1, 1))
-            coarse_pictures = rearrange(
-                self.codec.project_picture(rearrange(pictures, "b r c h w -> (b r) c h w")),
-                "(b r) c h w -> b r c h w",
-                r=2,
+            groups = self.codec.unproject(denormalized(self.codec, latents))
+            _, coarse_pictures = self.codec.prepare_references(
+                References(pictures, positions, present)
             )
         count = self.config.refiner.groups_per_clip
         slots = torch.stack(
             [torch.randperm((frames - 1) // GROUP + 1, generator=rng)[:count] for _ in range(clips)]
         ).to(video.device)
         rows = torch.arange(clips, device=video.device)[:, None]
-        whole = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2)
-        target = rearrange(whole, "b c (t q) h w -> b t q c h w", q=GROUP)[rows, slots]
+        target = grouped(video)[rows, slots]
         refined, aligned = model(
             rearrange(groups[rows, slots], "b t q c h w -> (b t) q c h w"),
             repeat(pictures, "b r c h w -> (b t) r c h w", t=count),
@@ -180,7 +179,7 @@ class RefinerPart:
             chosen = torch.randint(GROUP, (len(refined),), generator=rng)
             each = torch.arange(len(refined))
             made, true = (
-                self.perceptual.activations(frames[each, chosen]) for frames in (refined, target)
+                self.perceptual.activations(group[each, chosen]) for group in (refined, target)
             )
             distance = self.perceptual.distances(made, true)
             loss = loss + weights.perceptual_weight * distance.mean()
@@ -238,7 +237,7 @@ class RefinerPart:
         return pictures, positions, torch.stack([first, last], dim=1).to(video.device)
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write the whole codec, projection in float32 and refiner in bfloat16's precision."""
+        """Write the whole codec, in float32."""
         codec = LinearVideoCodec.from_config(self.codec.config)
         codec.load_state_dict(self.codec.state_dict())
         assert codec.refiner is not None

@@ -8,16 +8,15 @@ import argparse
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from pixeldance.models.codec import (
     LinearVideoCodec,
     decode_latents,
     encode_pictures,
+    patches_of,
     principal_components,
 )
-from pixeldance.models.refiner import GROUP
 from pixeldance.worlds.stickers import StickerWorld
 
 _SIZES = ((144, 144), (112, 192), (192, 112))
@@ -33,14 +32,7 @@ def sample_patches(world: StickerWorld, num_clips: int) -> Tensor:
     for index in range(num_clips):
         height, width = _SIZES[index % len(_SIZES)]
         video = _render(world, _FIRST_SEED + index, height, width)
-        whole = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2)
-        cut = rearrange(
-            whole,
-            "b c (t q) (h y) (w x) -> (b t h w) (q c y x)",
-            q=GROUP,
-            y=_SIDE,
-            x=_SIDE,
-        )
+        cut = patches_of(video, _SIDE).flatten(0, 3)
         patches.append(cut[torch.randperm(len(cut), generator=generator)[:_PATCHES_PER_CLIP]])
     return torch.cat(patches)
 
