@@ -21,11 +21,11 @@ ALLOWED = {
     "worlds": BASE | PARTS | {"instructions"},
     "training": BASE | PARTS | {"instructions", "worlds"},
     "evaluation": PIPELINE | {"api", "worlds", "training"},
-    "_cli_options": BASE,
-    "_cli_screen": PIPELINE | {"api"},
-    "cli": PIPELINE | {"_cli_options", "_cli_screen", "api"},
+    "cli": PIPELINE | {"api", "batch", "evaluation", "jobs", "server", "training", "worlds"},
     "__main__": {"cli"},
-    "server": {"api", "errors", "geometry", "pictures", "request", "video"},
+    "jobs": PIPELINE | {"api"},
+    "server": PIPELINE | {"api", "jobs"},
+    "batch": PIPELINE | {"api"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

@@ -82,7 +82,7 @@ def test_wheel_holds_the_package_its_data_and_nothing_else(tmp_path: Path) -> No
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("pixeldance-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"pixeldance/py.typed", "pixeldance/cli.py"} <= names
+    assert {"pixeldance/py.typed", "pixeldance/cli/__init__.py"} <= names
     for folder, inside in (
         (ROOT / "configs", "pixeldance/configs"),
         (ROOT / "weights" / "pixeldance-mini", "pixeldance/weights/pixeldance-mini"),

@@ -1,83 +1,27 @@
-"""The command line: ``pixeldance generate``, ``info``, ``rerun``, ``models``, ``demo``.
+"""Commands that make one clip or tell of one: generate, demo, info, rerun, models."""
 
-Results go to stdout (paths, or one JSON object with ``--json``), everything else to stderr. Exit
-codes: 0 done, 1 failed, 2 wrong usage or input, 130 stopped with Ctrl-C, after which nothing is
-left behind. torch is imported when a model is loaded, not before: all that can be wrong with a
-request is found first.
-"""
-
-import inspect
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixeldance import __version__
-from pixeldance._cli_options import checked_request, set_parameters, with_request_options
-from pixeldance._cli_screen import (
-    FAILED,
-    errors_reported,
-    progress,
-    quiet,
-    silence_libraries,
-    tell,
-)
+from pixeldance.cli.app import JsonOption, OverwriteOption, command, print_json
+from pixeldance.cli.options import checked_request, with_request_options
+from pixeldance.cli.screen import FAILED, progress, silence_libraries, tell
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.request import GenerationRequest
 
 if TYPE_CHECKING:
     from pixeldance.api import Clip, Model
 
-__all__ = ["app", "main"]
+__all__ = ["demo", "generate", "info", "models", "rerun"]
 
-EXAMPLES = Path(__file__).with_name("examples")
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that are already there.")
-]
-
-app = typer.Typer(
-    name="pixeldance",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain text, no colours
-)
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def main() -> None:
-    """Run the command line and leave the process with its exit code."""
-    app(prog_name="pixeldance")
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command that reports errors as the contract says and has ``--debug``."""
-
-    @wraps(function)
-    def command(*, debug: bool, **values: Any) -> None:
-        with errors_reported(debug=debug), quiet():
-            function(**values)
-
-    debug = inspect.Parameter(
-        "debug",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=typer.Option(False, "--debug", help="Show where an error comes from."),
-        annotation=bool,
-    )
-    set_parameters(command, [*inspect.signature(function).parameters.values(), debug])
-    app.command()(command)
-    return function
-
-
-# ---- commands
-
-
-@_command
+@command
 @with_request_options
 def generate(
     fields: dict[str, Any],
@@ -101,7 +45,7 @@ def generate(
     _print_files(files, as_json=as_json)
 
 
-@_command
+@command
 def demo(
     *,
     output_dir: Annotated[
@@ -129,7 +73,7 @@ def demo(
     _print_files(files, as_json=as_json)
 
 
-@_command
+@command
 def info(
     file: Annotated[Path, typer.Argument(help="A clip, or the .json file beside one.")],
     *,
@@ -140,12 +84,12 @@ def info(
 
     recipe = read_recipe(file)
     if as_json:
-        _print_json(recipe)
+        print_json(recipe)
     else:
         typer.echo(summarize_recipe(recipe))
 
 
-@_command
+@command
 def rerun(
     file: Annotated[Path, typer.Argument(help="A clip, or the .json file beside one.")],
     *,
@@ -181,7 +125,7 @@ def rerun(
     _report_rerun(recipe, clip, output, as_json=as_json)
 
 
-@_command
+@command
 def models(*, as_json: JsonOption = False) -> None:
     """List the models that are found by name: size, sha256 and folder."""
     from pixeldance.models.loading import available_models, search_folders, weights_sha256
@@ -196,7 +140,7 @@ def models(*, as_json: JsonOption = False) -> None:
         for name, folder in available_models().items()
     ]
     if as_json:
-        _print_json({"models": found})
+        print_json({"models": found})
         return
     if not found:
         tell(f"No models in {', '.join(map(str, search_folders()))}.")
@@ -205,36 +149,7 @@ def models(*, as_json: JsonOption = False) -> None:
         typer.echo(f"{model['name']}  {size}  {model['sha256'][:12]}  {model['folder']}")
 
 
-@_command
-def version() -> None:
-    """Print the version."""
-    typer.echo(__version__)
-
-
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    *,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
-        ),
-    ] = False,
-) -> None:
-    """Two pictures and a sentence in, a clip out."""
-
-
 # ---- steps of the commands
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 def _load(model: str, *, device: str = "auto", dtype: str = "auto") -> "Model":
@@ -329,7 +244,7 @@ def _describe(clip: "Clip", path: Path, sheet: Path | None) -> dict[str, Any]:
 
 def _print_files(files: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        _print_json({"clips": files})
+        print_json({"clips": files})
         return
     for file in files:
         typer.echo(file["path"])
@@ -361,7 +276,7 @@ def _report_rerun(
     is_equal = recorded == made
     if as_json:
         path = None if output is None else str(output)
-        _print_json({"equal": is_equal, "recorded": recorded, "made": made, "path": path})
+        print_json({"equal": is_equal, "recorded": recorded, "made": made, "path": path})
     else:
         typer.echo(f"{'equal' if is_equal else 'different'} {made}")
         if output is not None:
