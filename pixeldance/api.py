@@ -37,7 +37,7 @@ from pixeldance.video import (
 )
 from pixeldance.video.files import check_output_path
 
-__all__ = ["Clip", "Model", "StepEvent", "available_models", "load", "rerun"]
+__all__ = ["FINISH_EARLY", "Clip", "Model", "StepEvent", "available_models", "load", "rerun"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,10 +55,16 @@ class StepEvent(NamedTuple):
     """Seconds since the start."""
     remaining_s: float
     """Seconds that the remaining steps will take at the pace so far; decoding comes on top."""
+    denoised: torch.Tensor | None = None
+    """Estimate of the clip's normalised latents, 1 channels frames height width, for previews."""
 
+
+FINISH_EARLY = "finish early"
+"""What a ``StepListener`` returns to have the current estimate decoded without further steps."""
 
 StepListener = Callable[[StepEvent], object]
-"""Called after each step; raise ``GenerationCancelled`` in it to stop. Its result is ignored."""
+"""Called after each step; raise ``GenerationCancelled`` in it to stop, return ``FINISH_EARLY`` to
+finish with what there is (and without further clips). Other results are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,6 +246,8 @@ class Model:
                 progress = partial(_report, on_step, request, start, done)
             seed = (first_seed + number) % (_MAX_SEED + 1)
             clips.append(self._clip(request, seed, size, pictures, progress))
+            if "num_steps_done" in clips[-1].recipe:
+                break
         return clips
 
     def _size(self, request: GenerationRequest, pictures: Mapping[str, Image.Image]) -> Size:
@@ -260,21 +268,22 @@ class Model:
         seed: int,
         size: Size,
         pictures: Mapping[str, Image.Image],
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int, torch.Tensor | None], object] | None,
     ) -> Clip:
         start = time.monotonic()
         sampled = start
+        num_steps_done = 0
 
         def after_step(
-            pipeline: PixelDancePipeline,  # noqa: ARG001 - diffusers' convention
+            pipeline: PixelDancePipeline,
             step: int,
-            timestep: torch.Tensor,  # noqa: ARG001
+            timestep: torch.Tensor,  # noqa: ARG001 - diffusers' convention
             tensors: dict[str, torch.Tensor],  # noqa: ARG001
         ) -> None:
-            nonlocal sampled
-            sampled = time.monotonic()
-            if progress is not None:
-                progress(step)
+            nonlocal sampled, num_steps_done
+            sampled, num_steps_done = time.monotonic(), step + 1
+            if progress is not None and progress(step, pipeline.denoised) is FINISH_EARLY:
+                pipeline._finish_early = True
 
         # No bar where progress is reported, and none in files.
         self.pipeline.set_progress_bar_config(disable=True if progress is not None else None)
@@ -313,6 +322,8 @@ class Model:
             timings={"load": self.load_s, "sample": sampled - start, "decode": end - sampled},
             pictures=pictures,
         )
+        if num_steps_done < request.num_inference_steps:
+            recipe["num_steps_done"] = num_steps_done
         return Clip(frames=frames, fps=request.fps, seed=seed, recipe=recipe)
 
 
@@ -399,7 +410,19 @@ def rerun(
             "Make the clip again with generate and another size."
         )
     request = request.model_copy(update={"seed": recipe["seed"], "num_videos": 1})
-    return model._clips(request, on_step, size)[0]
+    num_steps_done = recipe.get("num_steps_done", request.num_inference_steps)
+    if num_steps_done not in range(1, request.num_inference_steps + 1):
+        raise InputError(
+            f"The recipe is damaged: num_steps_done is {num_steps_done!r}, not 1 to "
+            f"{request.num_inference_steps}. Make a new request instead."
+        )
+
+    def until_done(event: StepEvent) -> object:
+        result = None if on_step is None else on_step(event)
+        return FINISH_EARLY if event.step == num_steps_done else result
+
+    is_whole = num_steps_done == request.num_inference_steps
+    return model._clips(request, on_step if is_whole else until_done, size)[0]
 
 
 @contextmanager
@@ -450,10 +473,16 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _report(
-    on_step: StepListener, request: GenerationRequest, start: float, done: int, step: int
-) -> None:
+    on_step: StepListener,
+    request: GenerationRequest,
+    start: float,
+    done: int,
+    step: int,
+    denoised: torch.Tensor | None,
+) -> object:
     """Tell the listener that a step (from 0) of the clip that began at ``done`` is finished."""
     steps = done + step + 1
     num_steps = request.num_videos * request.num_inference_steps
     elapsed = time.monotonic() - start
-    on_step(StepEvent(steps, num_steps, elapsed, elapsed / steps * (num_steps - steps)))
+    remaining = elapsed / steps * (num_steps - steps)
+    return on_step(StepEvent(steps, num_steps, elapsed, remaining, denoised))

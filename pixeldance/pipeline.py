@@ -63,6 +63,10 @@ StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | Non
 """``callback(pipeline, step, timestep, tensors) -> tensors`` as in every diffusers pipeline."""
 
 
+class _FinishedEarly(Exception):  # noqa: N818 - leaves the solver, no failure
+    """The callback asked for the current estimate."""
+
+
 @dataclass
 class PixelDanceOutput(BaseOutput):
     """Result of the pipeline."""
@@ -115,9 +119,11 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         self._has_shared_text_encoder = False
         self._interrupt = False
+        self._finish_early = False
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._current_timestep: Tensor | None = None
+        self._denoised: Tensor | None = None
 
     @classmethod
     def from_pretrained(
@@ -217,6 +223,11 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return self._current_timestep
 
     @property
+    def denoised(self) -> Tensor | None:
+        """The running step's estimate of the clean latents, normalised; None between calls."""
+        return self._denoised
+
+    @property
     def size_multiple(self) -> int:
         """Height and width must be multiples of this many pixels."""
         patch: Sequence[int] = self.transformer.config.patch_size
@@ -299,7 +310,8 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             negative_prompt_embeds: Token states in place of ``negative_prompt``.
             output_type: ``np``, ``pt``, ``pil`` or ``latent``, see ``PixelDanceOutput``.
             callback_on_step_end: Called after each step. Tensors that it returns replace the
-                current ones; an exception that it raises stops the call.
+                current ones; an exception that it raises stops the call; if it sets
+                ``_finish_early``, the call goes on with ``denoised`` and without further steps.
             callback_on_step_end_tensor_inputs: Tensors that the callback gets: ``latents``.
             return_dict: Whether to return a ``PixelDanceOutput`` and not a tuple.
 
@@ -349,28 +361,41 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
             # 4. Noise to latents.
             self._guidance_scale, self._num_timesteps = guidance_scale, num_inference_steps
-            self._interrupt = False
+            self._interrupt = self._finish_early = False
+            num_steps_done = num_inference_steps
             with self.progress_bar(total=num_inference_steps) as progress_bar:
 
                 def velocity_at(latents: Tensor, sigma: Tensor, step: int) -> Tensor:
                     conditions = early if step < last_steps else late
-                    return self._velocity(latents, conditions, sigma, step, contexts)
+                    velocity = self._velocity(latents, conditions, sigma, step, contexts)
+                    self._denoised = latents - float(sigma) * velocity
+                    return velocity
 
                 def on_step(step: int, latents: Tensor) -> Tensor | None:
                     progress_bar.update()
+                    nonlocal num_steps_done
                     tensors = {"latents": latents} if tensor_names else {}
-                    return self._after_step(callback_on_step_end, step, tensors)
+                    replaced = self._after_step(callback_on_step_end, step, tensors)
+                    if self._finish_early and step + 1 < num_inference_steps:
+                        num_steps_done = step + 1
+                        raise _FinishedEarly
+                    return replaced
 
-                latents = sample_euler(
-                    velocity_at,
-                    noise,
-                    shifted_sigmas(num_inference_steps, shift=self.config.shift),
-                    on_step=on_step,
-                )
+                try:
+                    latents = sample_euler(
+                        velocity_at,
+                        noise,
+                        shifted_sigmas(num_inference_steps, shift=self.config.shift),
+                        on_step=on_step,
+                    )
+                except _FinishedEarly:
+                    assert self._denoised is not None, "a step has been done"
+                    latents = self._denoised
 
             # 5. Latents to frames; the pictures in force at the last step lend their detail.
             frames: Any = latents
             if output_type != "latent":
+                is_last_kept = last_steps >= num_steps_done
                 pictures = [item.in_force(num_frames, is_last_kept) for item in instructions]
                 clips = [
                     self._decode(latents[[clip]], pictures[owner])
@@ -379,7 +404,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 frames = to_output(clips, output_type)
         finally:
             # 6. Offload the models and forget what caches kept, also after a cancelled call.
-            self._current_timestep = None
+            self._current_timestep = self._denoised = None
             self.maybe_free_model_hooks()
         return PixelDanceOutput(frames=frames) if return_dict else (frames,)
 

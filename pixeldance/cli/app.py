@@ -18,7 +18,7 @@ from pixeldance import __version__
 from pixeldance.cli.options import set_parameters
 from pixeldance.cli.screen import errors_reported, quiet
 
-__all__ = ["JsonOption", "OverwriteOption", "app", "command", "main", "print_json"]
+__all__ = ["JsonOption", "OverwriteOption", "app", "command", "command_of", "main", "print_json"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 OverwriteOption = Annotated[
@@ -48,7 +48,31 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     Returns:
         The function itself.
     """
+    app.command()(_reporting(function))
+    return function
 
+
+def command_of(
+    group: typer.Typer, name: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of a group, as ``command`` does.
+
+    Args:
+        group: The group; it has been added to ``app``.
+        name: What the command is called in it.
+
+    Returns:
+        A decorator.
+    """
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        group.command(name)(_reporting(function))
+        return function
+
+    return add
+
+
+def _reporting(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def reporting(*, debug: bool, **values: Any) -> None:
         with errors_reported(debug=debug), quiet():
@@ -61,8 +85,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         annotation=bool,
     )
     set_parameters(reporting, [*inspect.signature(function).parameters.values(), debug])
-    app.command()(reporting)
-    return function
+    return reporting
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -267,6 +267,8 @@ def summarize_recipe(recipe: Mapping[str, Any]) -> str:
         if value is not None and value != {}:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             lines.append(f"  {printable(key)}: {printable(text)}")
+    if "num_steps_done" in recipe:
+        lines.append(f"steps     finished early, after {recipe['num_steps_done']}")
     lines.append("pictures  " + _picture_sizes(recipe["pictures"]))
     versions = [f"{printable(name)} {printable(v)}" for name, v in recipe["versions"].items()]
     lines.append("versions  " + (", ".join(versions) or "not recorded"))

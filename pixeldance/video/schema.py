@@ -161,6 +161,10 @@ def _is_picture(value: object) -> bool:
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "request": (lambda value: isinstance(value, dict), "an object"),
     "seed": (lambda value: _is_count(value, minimum=0), "a whole number from 0 to 2**63 - 1"),
+    "num_steps_done": (
+        lambda value: value is None or _is_count(value),
+        "a positive whole number, or absent",
+    ),
     "frames.sha256": (_is_sha256, "64 hexadecimal digits"),
     "frames.num_frames": (_is_count, "a positive whole number"),
     "frames.height": (_is_count, "a positive whole number"),

@@ -192,6 +192,8 @@ def write_text(folder, text):
         ("frames.sha256", "../../etc/passwd"),
         ("frames.num_frames", 0),
         ("frames.fps", "1e999999999"),
+        ("num_steps_done", 0),
+        ("num_steps_done", "2"),
         ("frames.fps", "12/0"),
         ("frames.fps", "0"),
         ("frames.fps", 12),
@@ -299,6 +301,12 @@ def test_summary_shows_what_a_person_asks():
     assert recipe["pictures"]["first_frame"]["png"][:20] not in text
     assert "last_frame:" not in text
     assert "🦊👩‍🚀" in text
+
+
+def test_summary_says_that_a_clip_was_finished_early():
+    assert "finished early" not in summarize_recipe(make_recipe({}))
+    text = summarize_recipe({**make_recipe({}), "num_steps_done": 3})
+    assert "steps     finished early, after 3" in text
 
 
 def test_summary_cannot_write_to_the_terminal():
