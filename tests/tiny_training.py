@@ -1,11 +1,16 @@
 """A training run that takes a second: made-up pictures, made-up text features, few weights."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from tiny_world import make_assets
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.training.config import (
@@ -75,3 +80,23 @@ def made_up_embeds(
             generator = torch.Generator().manual_seed(stable_hash(prompt))
             embeds[row] = torch.randn(embeds.shape[1:], generator=generator)
     return embeds, embeds.any(-1)
+
+
+def saved_tensors(output_dir: str | Path, step: int, group: str) -> dict[str, Tensor]:
+    """Whole tensors of a checkpoint: those of its model, ema or optimizer."""
+    reader = FileSystemReader(Path(output_dir) / f"step-{step:07d}")
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata) and name.startswith(f"{group}.")
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        load(tensors, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(f"{group}."): value for name, value in tensors.items()}
+
+
+def forget_accelerate() -> None:
+    """Let the next run in this process have another precision."""
+    AcceleratorState._reset_state()
+    PartialState._reset_state()

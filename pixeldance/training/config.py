@@ -16,6 +16,17 @@ from pixeldance.instructions import TrainingRecipe
 
 T = TypeVar("T")
 
+_POSITIVE = (
+    "max_steps",
+    "log_steps",
+    "keep_checkpoints",
+    "gradient_accumulation_steps",
+    "checkpoint_steps",
+    "validation_steps",
+    "validation_clips",
+)
+_NOT_NEGATIVE = ("num_workers", "checkpoint_minutes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -92,6 +103,22 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
 
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0 or not self.max_grad_norm > 0:
+            raise ConfigError(
+                "learning_rate and max_grad_norm must be greater than 0, "
+                f"got {self.learning_rate} and {self.max_grad_norm}."
+            )
+        if min(self.weight_decay, self.warmup_steps) < 0:
+            raise ConfigError(
+                "weight_decay and warmup_steps must be at least 0, "
+                f"got {self.weight_decay} and {self.warmup_steps}."
+            )
+        if not 0 <= self.decay_fraction <= 1:
+            raise ConfigError(f"decay_fraction must be in [0, 1], got {self.decay_fraction}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerConfig:
@@ -142,11 +169,27 @@ class TrainConfig:
         refiner: The refiner.
         recipe: Instructions.
         optimizer: Optimizer and averaging.
-        num_workers: Processes that render clips.
-        checkpoint_minutes: Minutes between checkpoints.
+        strategy: How several processes share the model: ``ddp`` gives each a copy, ``fsdp2`` a
+            shard of every weight; ``auto`` shards only what would fill a GPU (see
+            ``distributed.py``). One process always holds the whole model.
+        mixed_precision: ``bf16`` computes under autocast, ``no`` in float32. Weights, their
+            averages and the optimizers' state are float32 in both.
+        gradient_accumulation_steps: Parts into which each process cuts its share of a batch, one
+            after the other, to save memory. The batch is the bucket's whatever this is.
+        gradient_checkpointing: Whether activations of the blocks are computed again in the
+            backward pass instead of kept.
+        compile_blocks: Whether the repeated blocks are compiled.
+        num_workers: Processes that render clips, for each training process; 0 renders in it.
+        checkpoint_steps: Steps between checkpoints, or None.
+        checkpoint_minutes: Minutes between checkpoints (0: after every step), or None. A run is
+            also saved at its end and when it is told to stop (SIGTERM).
         keep_checkpoints: How many are kept.
         log_steps: Steps between log lines.
-        compile_blocks: Whether the repeated blocks are compiled.
+        tensorboard: Whether the log also goes to TensorBoard.
+        peak_tflops: Dense bf16 peak of one device in TFLOP/s, for the utilisation in the log of
+            devices that are not known by name.
+        validation_steps: Steps between sheets of held-out clips, or None for none.
+        validation_clips: Clips on such a sheet.
     """
 
     part: Literal["transformer", "refiner"] = "transformer"
@@ -165,20 +208,48 @@ class TrainConfig:
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    mixed_precision: Literal["bf16", "no"] = "bf16"
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    compile_blocks: bool = True
     num_workers: int = 1
-    checkpoint_minutes: float = 5.0
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float | None = 5.0
     keep_checkpoints: int = 2
     log_steps: int = 50
-    compile_blocks: bool = True
+    tensorboard: bool = False
+    peak_tflops: float | None = None
+    validation_steps: int | None = None
+    validation_clips: int = 4
 
     def __post_init__(self) -> None:
         if not self.buckets:
             raise ConfigError(
                 "buckets must name at least one clip shape. Leave it out for 128x128."
             )
-        for name in ("max_steps", "log_steps", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for names, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and value < least:
+                    raise ConfigError(f"{name} must be at least {least}, got {value}.")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ConfigError(f"peak_tflops must be greater than 0, got {self.peak_tflops}.")
+        if self.part == "refiner":
+            self._check_refiner_run()
+
+    def _check_refiner_run(self) -> None:
+        """Refuse what is made for the transformer's blocks."""
+        if self.strategy == "fsdp2":
+            raise ConfigError(
+                "strategy 'fsdp2' shards transformer blocks; the refiner is small and has scalar "
+                "weights, which cannot be sharded. Use 'ddp' or 'auto'."
+            )
+        if self.gradient_checkpointing:
+            raise ConfigError(
+                "gradient_checkpointing is for the transformer's blocks; the refiner has none. "
+                "Leave it out, or raise gradient_accumulation_steps to save memory."
+            )
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -226,8 +297,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if len(kinds) == len(value):
             pairs = zip(kinds, value, strict=True)
             return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(pairs))
-    if origin is Literal and value in arguments:
-        return value
+    if origin is Literal:
+        if value is False and "no" in arguments:  # YAML 1.1 reads a bare `no` as False
+            return "no"
+        if value in arguments:
+            return value
     if origin is types.UnionType:
         if value is None:
             return None

@@ -1,7 +1,9 @@
 """Training data: batches of the sticker world, each a pure function of (seed, step)."""
 
 import hashlib
+import math
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +44,38 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def share_of(plan: StepPlan, rank: int, world_size: int) -> tuple[int, ...]:
+    """The samples of a step that one of several processes trains on; may be empty."""
+    return plan.sample_ids[rank::world_size]
+
+
+def micro_steps(plan: StepPlan, accumulation_steps: int, world_size: int) -> int:
+    """Parts of a step's batch on each process: equal everywhere, for all synchronize together."""
+    return min(accumulation_steps, math.ceil(len(plan.sample_ids) / world_size))
+
+
+def split_batch(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Cut a process' share into ``count`` parts of about equal size.
+
+    Args:
+        batch: Tensors with one row per sample.
+        count: Parts, at least 1.
+
+    Returns:
+        The parts in order. Where there are fewer rows than parts, the last ones repeat the first
+        row with weight 0: every process computes equally often, as collectives need it.
+    """
+    num_rows = len(batch["weight"])
+    parts = []
+    for rows in torch.arange(num_rows).tensor_split(count):
+        start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 1)
+        part = {name: values[start:stop] for name, values in batch.items()}
+        if not len(rows):
+            part["weight"] = torch.zeros_like(part["weight"])
+        parts.append(part)
+    return parts
+
+
 class _Steps(Sampler[int]):
     """The steps of a run in order, this process' share of each batch being cut out later."""
 
@@ -65,14 +99,14 @@ class _World(Dataset[dict[str, Tensor]]):
 
     def _open(self) -> tuple[StickerWorld, Any, Any]:
         if self._opened is None:
-            torch.set_num_threads(1)
             text = load_text_encoder() if self.needs_text else (None, None)
             self._opened = (StickerWorld("train"), *text)
         return self._opened
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         plan = plan_step(self.config, step)
-        mine = plan.sample_ids[self.rank :: self.world]
+        share = share_of(plan, self.rank, self.world)
+        mine = share or plan.sample_ids[:1]  # a process without samples still takes part
         world, tokenizer, text_encoder = self._open()
         bucket = plan.bucket
         aspect = bucket.width / bucket.height
@@ -89,7 +123,6 @@ class _World(Dataset[dict[str, Tensor]]):
                 for scene in scenes
             ]
         )
-        sample_ids = torch.tensor(mine)
         captions = [describe(scene, number) for scene, number in zip(scenes, mine, strict=True)]
         if self.config.part == "refiner":
             batch: dict[str, Any] = {"video": (videos * 255).round().to(torch.uint8)}
@@ -106,7 +139,8 @@ class _World(Dataset[dict[str, Tensor]]):
                 captions,
                 max_sequence_length=self.config.model.text_tokens,
             )
-        return batch | {"sample_ids": sample_ids}
+        weight = torch.full((len(mine),), 1.0 if share else 0.0)
+        return batch | {"sample_ids": torch.tensor(mine), "weight": weight}
 
     def _instructed(self, videos: Tensor, sample_ids: tuple[int, ...]) -> dict[str, Any]:
         """Clean latents and the conditions of the drawn instructions."""
@@ -165,8 +199,10 @@ def training_batches(
         world_size: Number of processes.
 
     Returns:
-        A loader of dictionaries: ``clean_latents``, ``conditions``, ``prompt_embeds`` and
-        ``sample_ids`` for the transformer; uint8 ``video`` and ``sample_ids`` for the refiner.
+        A loader of dictionaries: ``clean_latents``, ``conditions`` and ``prompt_embeds`` for the
+        transformer; uint8 ``video`` for the refiner (and ``prompt_embeds`` if it learns from a
+        transformer); ``sample_ids`` and ``weight`` for both. The weight is 1, or 0 for the one
+        sample that a process without a share is given.
     """
     return DataLoader(
         _World(config, codec, rank, world_size),
@@ -175,7 +211,15 @@ def training_batches(
         num_workers=config.num_workers,
         prefetch_factor=4 if config.num_workers else None,
         multiprocessing_context="spawn" if config.num_workers else None,
+        worker_init_fn=_leave_signals_to_the_parent if config.num_workers else None,
+        pin_memory=torch.cuda.is_available(),
     )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001
+    """Schedulers signal every process of a job; the run is saved and ended by the parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def sample_generator(sample_id: int, purpose: str) -> torch.Generator:

@@ -1,67 +1,67 @@
-"""The training loop on accelerate: one process or several, resumable, averaged weights."""
+"""The training loop: one process or several, resumable to the bit, saved while it goes on.
 
-import json
+A step is a pure function of the weights, the config and its number: the batch, the noise and every
+other random choice come from the ids of the samples, the learning rate from the step. Resuming
+therefore needs the number of the step and no random state, and a run may go on with another number
+of processes: they only divide the same batches. The loss of a process is the sum over its samples,
+times the number of processes, over the size of the batch, so that averaging gradients over
+processes gives the exact mean over the batch even where it divides unevenly.
+"""
+
 import logging
-import math
-import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, cast
+from types import FrameType
+from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from pixeldance.errors import CheckpointError
+from pixeldance.errors import PixelDanceError
 from pixeldance.models.codec import LinearVideoCodec
-from pixeldance.training.config import OptimizerConfig, TrainConfig
-from pixeldance.training.data import training_batches
-from pixeldance.training.parts import Part, make_part
+from pixeldance.training.checkpoint import Checkpoints, Tensors
+from pixeldance.training.config import TrainConfig
+from pixeldance.training.data import (
+    StepPlan,
+    micro_steps,
+    plan_step,
+    split_batch,
+    training_batches,
+)
+from pixeldance.training.distributed import Processes, clip_gradients, start_processes
+from pixeldance.training.ema import AveragedWeights
+from pixeldance.training.export import export_weights
+from pixeldance.training.log import RunLog, StepRecord
+from pixeldance.training.optim import (
+    allocate_state,
+    learning_rate,
+    make_optimizers,
+    set_learning_rate,
+    state_of,
+)
+from pixeldance.training.parts import PartLoss, codec_fingerprint, make_part
+from pixeldance.training.validation import Validation
+
+__all__ = ["EXIT_STOPPED", "DivergedError", "TrainingStopped", "train"]
 
 logger = logging.getLogger(__name__)
 
+EXIT_STOPPED = 128 + signal.SIGTERM
+"""Exit code of a run that was told to stop and has saved its state."""
 
-def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """Linear warm-up, a constant part, then a linear fall to zero at ``max_steps``."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    decay_steps = max(1, round(config.decay_fraction * max_steps))
-    return config.learning_rate * warmup * min(1.0, (max_steps - step) / decay_steps)
+_MAX_BAD_STEPS = 10
 
 
-def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else.
+class TrainingStopped(PixelDanceError):  # noqa: N818 - an outcome, not a failure
+    """A run was told to stop (SIGTERM); its state is saved and the same command goes on."""
 
-    References:
-        Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon
-        Liu et al. 2025, "Muon is Scalable for LLM Training", https://arxiv.org/abs/2502.16982
-        (the scaling to AdamW's update size)
-    """
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        inside = "blocks." in name and parameter.ndim == 2
-        (matrices if inside and config.use_muon else others).append(parameter)
-    decayed = [p for p in others if p.ndim >= 2]
-    plain = [p for p in others if p.ndim < 2]
-    rate = config.learning_rate
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), fused=True)
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
-    return optimizers
+
+class DivergedError(PixelDanceError):
+    """The loss or its gradient was not finite in many steps in a row."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -74,167 +74,268 @@ def train(config: TrainConfig) -> Path:
         Folder of the exported part (averaged weights), in diffusers' layout.
 
     Raises:
-        CheckpointError: If a checkpoint exists but does not fit the config.
+        CheckpointError: If a checkpoint exists but is damaged or contradicts the config, or if
+            one cannot be written.
+        ConfigError: If the processes of the run did not find each other.
+        DivergedError: If the loss was not finite in ten steps in a row.
+        TrainingStopped: If the process was told to stop; the state is saved.
     """
-    on_cpu = not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16", cpu=on_cpu)
-    torch.manual_seed(config.seed)
-    codec = LinearVideoCodec.from_pretrained(config.codec)
-    part = make_part(config, codec)
-    optimizers = make_optimizers(part.model, config.optimizer)
-    model = accelerator.prepare_model(part.model)
-    ema = {name: value.detach().clone().float() for name, value in part.model.state_dict().items()}
-    output = Path(config.output_dir)
-    start = _resume(output, part.model, optimizers, ema)
-    if config.compile_blocks and hasattr(part.model, "compile_repeated_blocks"):
-        cast("Any", part.model).compile_repeated_blocks()
-    loader = training_batches(
-        config,
-        codec,
-        start=start,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    log = _Log(output, config, accelerator.is_main_process)
-    saved = time.monotonic()
-    model.train()
-    for step, batch in enumerate(_on_device(loader, accelerator), start):
-        rate = learning_rate(config.optimizer, step, config.max_steps)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        with accelerator.autocast():
-            loss = part.loss(model, batch)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        _average(ema, part.model, min(config.optimizer.ema_decay, (1 + step) / (10 + step)))
-        log.step(step, float(loss.detach()), float(norm), rate, len(batch["sample_ids"]))
-        due = time.monotonic() - saved > 60 * config.checkpoint_minutes
-        if (due or step + 1 == config.max_steps) and accelerator.is_main_process:
-            _save(output, step + 1, config, part.model, optimizers, ema)
-            saved = time.monotonic()
-    accelerator.wait_for_everyone()
-    exported = output / "export"
-    if accelerator.is_main_process:
-        export(part, ema, exported)
-    return exported
+    processes = start_processes(config.mixed_precision)
+    with _stop_requests() as stop:
+        return _Run(config, processes, stop).to_the_end()
 
 
-def export(part: Part, ema: dict[str, Tensor], folder: Path) -> None:
-    """Write averaged weights in diffusers' layout."""
-    state = part.model.state_dict()
-    part.export({name: ema[name].to(value.dtype) for name, value in state.items()}, folder)
+class _Computed(NamedTuple):
+    """What the backward passes of a step leave beside the gradients."""
+
+    losses: Tensor
+    sigmas: Tensor | None
+    seconds: float
 
 
-def _on_device(loader: Any, accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
-    for batch in loader:
-        yield {name: value.to(accelerator.device) for name, value in batch.items()}
+class _Run:
+    """A run in progress."""
 
-
-@torch.no_grad()
-def _average(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    current = model.state_dict()
-    names = [name for name in ema if ema[name].is_floating_point()]
-    torch._foreach_lerp_(
-        [ema[name] for name in names], [current[name].float() for name in names], 1 - decay
-    )
-
-
-def _save(
-    output: Path,
-    step: int,
-    config: TrainConfig,
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    ema: dict[str, Tensor],
-) -> None:
-    """Write a checkpoint into a temporary folder and rename it: it is whole or not there."""
-    folder = output / f"step-{step:07d}"
-    scratch = folder.with_suffix(".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file(
-        {k: v.contiguous() for k, v in model.state_dict().items()}, scratch / "model.safetensors"
-    )
-    save_file({k: v.contiguous() for k, v in ema.items()}, scratch / "ema.safetensors")
-    torch.save([optimizer.state_dict() for optimizer in optimizers], scratch / "optimizers.pt")
-    (scratch / "step.json").write_text(json.dumps({"step": step, "part": config.part}))
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    for old in _checkpoints(output)[: -config.keep_checkpoints]:
-        shutil.rmtree(old)
-
-
-def _checkpoints(output: Path) -> list[Path]:
-    return sorted(p for p in output.glob("step-*") if p.suffix != ".tmp")
-
-
-def _resume(
-    output: Path,
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    ema: dict[str, Tensor],
-) -> int:
-    found = _checkpoints(output)
-    if not found:
-        return 0
-    folder = found[-1]
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        for name, value in load_file(folder / "ema.safetensors").items():
-            ema[name].copy_(value)
-        states = torch.load(folder / "optimizers.pt", weights_only=True)
-        for optimizer, state in zip(optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-    except (RuntimeError, KeyError, ValueError, OSError, SafetensorError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"{folder} does not fit this config ({str(error).splitlines()[0]}). "
-            "Use another output_dir, or delete the folder."
-        ) from error
-    step: int = json.loads((folder / "step.json").read_text())["step"]
-    logger.info("resuming from step %d", step)
-    return step
-
-
-class _Log:
-    """Means over a few steps, to the console and to ``log.jsonl``."""
-
-    def __init__(self, output: Path, config: TrainConfig, active: bool) -> None:
-        self.every, self.max_steps, self.active = config.log_steps, config.max_steps, active
-        self.path = output / "log.jsonl"
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-        self.clips = 0
-        self.since = time.monotonic()
-        output.mkdir(parents=True, exist_ok=True)
-
-    def step(self, step: int, loss: float, norm: float, rate: float, clips: int) -> None:
-        """Record one step; write a line every ``log_steps``."""
-        self.losses.append(loss)
-        self.norms.append(norm)
-        self.clips += clips
-        if (step + 1) % self.every and step + 1 != self.max_steps:
-            return
-        elapsed = time.monotonic() - self.since
-        row = {
-            "step": step + 1,
-            "loss": sum(self.losses) / len(self.losses),
-            "gradient_norm": sum(self.norms) / len(self.norms),
-            "learning_rate": rate,
-            "clips_per_s": self.clips / elapsed,
-            "remaining_s": elapsed / len(self.losses) * (self.max_steps - step - 1),
+    def __init__(self, config: TrainConfig, processes: Processes, stop: threading.Event) -> None:
+        self.config, self.processes, self.stop = config, processes, stop
+        self.output = Path(config.output_dir)
+        torch.manual_seed(config.seed)
+        self.codec = LinearVideoCodec.from_pretrained(config.codec)
+        self.part = make_part(config, self.codec)
+        fingerprint = {
+            "part": config.part,
+            "use_muon": config.optimizer.use_muon,
+            "codec": codec_fingerprint(self.codec),
+            **self.part.fingerprint(),
         }
-        if not math.isfinite(row["loss"]):
-            logger.warning("the loss is %s at step %d", row["loss"], step + 1)
-        if self.active:
-            with self.path.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
-            logger.info(
-                "step %(step)d  loss %(loss).4f  norm %(gradient_norm).2f  "
-                "rate %(learning_rate).2e  %(clips_per_s).1f clips/s  %(remaining_s).0f s left",
-                row,
+        if config.gradient_checkpointing:
+            cast("Any", self.part.model).enable_gradient_checkpointing()
+        if config.compile_blocks and hasattr(self.part.model, "compile_repeated_blocks"):
+            # before sharding, which gives the blocks another class
+            cast("Any", self.part.model).compile_repeated_blocks()
+        self.part.to(processes.device)
+        self.model = processes.prepare(self.part.model, config.strategy)
+        self.optimizers = make_optimizers(self.part.model, config.optimizer)
+        self.average = AveragedWeights(self.part.model)
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.checkpoints = Checkpoints(
+            self.output, keep=config.keep_checkpoints, fingerprint=fingerprint, processes=processes
+        )
+        self.start = self._resume()
+        self.validation = (
+            None
+            if config.validation_steps is None
+            else Validation(config, self.codec, processes.accelerator)
+        )
+        self.saved_at = time.monotonic()
+
+    def to_the_end(self) -> Path:
+        """Train, save, export."""
+        log = RunLog(
+            self.output,
+            self.config,
+            accelerator=self.processes.accelerator,
+            start_step=self.start,
+        )
+        try:
+            self.model.train()
+            for step, batch, wait_s in self._batches():
+                self._step(step, batch, wait_s, log)
+            self._save(max(self.start, self.config.max_steps))
+            self.checkpoints.finish()
+        except BaseException:
+            self.checkpoints.abandon()
+            raise
+        finally:
+            log.close()
+        exported = self.output / "export"
+        export_weights(self.part, self.average.values, exported, self.processes)
+        return exported
+
+    def _batches(self) -> Iterator[tuple[int, dict[str, Tensor], float]]:
+        """Step, this process' share of its batch, and the seconds that were waited for it."""
+        loader = iter(
+            training_batches(
+                self.config,
+                self.codec,
+                start=self.start,
+                rank=self.processes.rank,
+                world_size=self.processes.count,
             )
-        self.losses, self.norms, self.clips, self.since = [], [], 0, time.monotonic()
+        )
+        for step in range(self.start, self.config.max_steps):
+            since = time.perf_counter()
+            batch = {
+                name: value.to(self.processes.device, non_blocking=True)
+                for name, value in next(loader).items()
+            }
+            yield step, batch, time.perf_counter() - since
+
+    def _step(self, step: int, batch: dict[str, Tensor], wait_s: float, log: RunLog) -> None:
+        plan = plan_step(self.config, step)
+        rate = learning_rate(self.config.optimizer, step, self.config.max_steps)
+        set_learning_rate(self.optimizers, rate)
+        computed = self._gradients(plan, batch)
+        norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
+        is_finite = bool(computed.losses.isfinite().all()) and norm < float("inf")
+        is_bad, must_stop, must_save = self.processes.any(
+            not is_finite, self.stop.is_set(), self._is_checkpoint_due(step + 1)
+        )
+        self._count(step, is_bad=is_bad)
+        for optimizer in self.optimizers:
+            if not is_bad:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if not is_bad:
+            self.average.update(min(self.config.optimizer.ema_decay, (1 + step) / (10 + step)))
+        since = time.perf_counter()
+        self.checkpoints.poll()
+        if must_save or must_stop:
+            self._save(step + 1)
+        log.record(
+            StepRecord(
+                step=step + 1,
+                bucket=plan.bucket,
+                losses=computed.losses,
+                sigmas=computed.sigmas,
+                gradient_norm=norm,
+                learning_rate=rate,
+                wait_s=wait_s,
+                compute_s=computed.seconds,
+                checkpoint_s=time.perf_counter() - since,
+                skipped=is_bad,
+            )
+        )
+        if must_stop:
+            self.checkpoints.finish()
+            raise TrainingStopped(
+                f"Stopped after step {step + 1}; its state is saved in {self.output}. "
+                "The same command goes on from there."
+            )
+        self._validate(step + 1)
+
+    def _gradients(self, plan: StepPlan, batch: dict[str, Tensor]) -> _Computed:
+        """Leave the mean gradient of the whole batch in the parameters."""
+        parts = split_batch(
+            batch,
+            micro_steps(plan, self.config.gradient_accumulation_steps, self.processes.count),
+        )
+        timer = _Timer(self.processes.device)
+        results = []
+        for number, rows in enumerate(parts, 1):
+            is_last = number == len(parts)
+            with self.processes.micro_step(self.model, is_last=is_last):
+                with self.processes.accelerator.autocast():
+                    result = self.part.loss(self.model, rows)
+                total = (result.losses * rows["weight"]).sum()
+                if is_last:
+                    timer.stop()
+                (total * (self.processes.count / len(plan.sample_ids))).backward()
+            results.append(PartLoss(result.losses.detach(), result.sigmas))
+        counted = batch["weight"] > 0  # the others stand in for a share that is empty
+        losses = torch.cat([result.losses for result in results])[: len(counted)]
+        sigmas = [result.sigmas for result in results if result.sigmas is not None]
+        return _Computed(
+            losses[counted],
+            torch.cat(sigmas)[: len(counted)][counted] if sigmas else None,
+            timer.seconds(),
+        )
+
+    def _count(self, step: int, *, is_bad: bool) -> None:
+        """Keep count of the steps that are left out because they would spoil the weights."""
+        self.skipped += is_bad
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_bad else 0
+        if is_bad and self.processes.is_main:
+            logger.warning(
+                "step %d is skipped: its loss or gradient is not finite (%d skipped so far)",
+                step + 1,
+                self.skipped,
+            )
+        if self.skipped_in_a_row >= _MAX_BAD_STEPS:
+            raise DivergedError(
+                f"The loss or its gradient was not finite in steps {step + 2 - _MAX_BAD_STEPS} to "
+                f"{step + 1}. Lower optimizer.learning_rate and start again: the run resumes from "
+                "its newest checkpoint."
+            )
+
+    def _validate(self, step: int) -> None:
+        if self.validation is not None and self.validation.due(step):
+            with self.average.swapped_in():
+                self.validation.run(self.model, step)
+
+    # ---- checkpoints
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        every, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
+        is_time = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return is_time or (every is not None and step % every == 0)
+
+    def _tensors(self) -> Tensors:
+        """All tensors of a checkpoint, sharing their memory."""
+        weights = {name: p.detach() for name, p in self.part.model.named_parameters()}
+        state = state_of(self.part.model, self.optimizers)
+        return {"model": weights, "ema": self.average.values, "optimizer": state}
+
+    def _save(self, step: int) -> None:
+        facts = {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        self.checkpoints.save(step, self._tensors(), facts)
+        self.saved_at = time.monotonic()
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint; returns the steps done."""
+        found = self.checkpoints.newest()
+        if found is None:
+            return 0
+        allocate_state(self.part.model, self.optimizers, found.sizes("optimizer"))
+        found.load(self._tensors(), self.processes)
+        self.skipped = found.facts["skipped"]
+        self.skipped_in_a_row = found.facts["skipped_in_a_row"]
+        if self.processes.is_main:
+            logger.info("resuming from step %d", found.step)
+        return found.step
+
+
+class _Timer:
+    """Seconds of computing since it was made; on a GPU measured by the GPU, without waiting."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = (
+            [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            if device.type == "cuda"
+            else None
+        )
+        if self._events is not None:
+            self._events[0].record()
+        self._start = self._stop = time.perf_counter()
+
+    def stop(self) -> None:
+        """Take the time."""
+        self._stop = time.perf_counter()
+        if self._events is not None:
+            self._events[1].record()
+
+    def seconds(self) -> float:
+        """The time taken; waits for a GPU to get there."""
+        if self._events is None:
+            return self._stop - self._start
+        self._events[1].synchronize()
+        return self._events[0].elapsed_time(self._events[1]) / 1000
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process between two instructions."""
+    stop = threading.Event()
+
+    def request(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

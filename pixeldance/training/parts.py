@@ -1,7 +1,9 @@
 """The two things that are trained: what a step computes, and how the result is exported."""
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +28,36 @@ from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import sample_generator
 
 
+class PartLoss(NamedTuple):
+    """What a part makes of a batch.
+
+    Attributes:
+        losses: Loss of each sample, ``(batch,)`` float32.
+        sigmas: Noise level of each sample, ``(batch,)`` in [0, 1], or None if it has none.
+    """
+
+    losses: Tensor
+    sigmas: Tensor | None
+
+
 class Part(Protocol):
     """What the training loop needs to know about the thing it trains."""
 
     model: nn.Module
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Scalar loss of one batch, computed with ``model`` (the prepared ``self.model``)."""
+    def to(self, device: torch.device) -> None:
+        """Move all that the loss needs beside ``model`` to a device."""
+        ...
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
+        """Losses of a batch, computed with ``model`` (the prepared ``self.model``).
+
+        They depend on the samples alone, not on which of them are in the same batch.
+        """
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be loaded, as JSON values."""
         ...
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
@@ -62,6 +87,14 @@ class TransformerPart:
         )
         _initialize(self.model)
 
+    def to(self, device: torch.device) -> None:
+        """The loss needs the model only."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The network's configuration."""
+        config = dict(self.model.config)
+        return {f"model.{key}": value for key, value in config.items() if key[0] != "_"}
+
     def sigmas(self, sample_ids: Tensor) -> Tensor:
         """Noise level of each sample: a shifted logit-normal."""
         normal = torch.stack(
@@ -70,7 +103,7 @@ class TransformerPart:
         level = (self.config.logit_mean + self.config.logit_std * normal).sigmoid()
         return shift_sigmas(level, self.config.shift)
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
         """Mean squared error of the velocity."""
         clean = batch["clean_latents"]
         sigma = self.sigmas(batch["sample_ids"]).to(clean.device)
@@ -87,13 +120,15 @@ class TransformerPart:
             encoder_hidden_states=batch["prompt_embeds"],
             return_dict=False,
         )[0]
-        return F.mse_loss(velocity.float(), velocity_target(clean, noise))
+        error = velocity.float() - velocity_target(clean, noise)
+        return PartLoss(error.square().flatten(1).mean(1), sigma)
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write the transformer, in bfloat16, as diffusers does."""
         model = PixelDanceTransformer3DModel.from_config(self.model.config)
-        model.load_state_dict(state)
-        model.to(torch.bfloat16).save_pretrained(folder)
+        halved = {name: value.to(torch.bfloat16) for name, value in state.items()}
+        model.load_state_dict(halved, assign=True)
+        model.save_pretrained(folder)
 
 
 def _initialize(model: PixelDanceTransformer3DModel) -> None:
@@ -114,6 +149,27 @@ def _initialize(model: PixelDanceTransformer3DModel) -> None:
     nn.init.zeros_(model.proj_out.weight)
 
 
+class _Draw(NamedTuple):
+    """All that is random about one clip of the refiner's.
+
+    Attributes:
+        present: Whether the first and the last picture are given.
+        disturbance: Added to the latents.
+        groups: Latent frames that are refined.
+        frames: Frame of each of those groups that is compared by LPIPS.
+        num_steps: Steps of the transformer that makes the latents; 0 if they are the disturbed
+            true ones.
+        noise: What it starts from, or None.
+    """
+
+    present: Tensor
+    disturbance: Tensor
+    groups: Tensor
+    frames: Tensor
+    num_steps: int
+    noise: Tensor | None
+
+
 class RefinerPart:
     """Reconstruction of pixels from latents that were disturbed, with zero to two references."""
 
@@ -127,7 +183,8 @@ class RefinerPart:
         self.transformer: nn.Module | None = None
         if config.refiner.transformer is not None:
             loaded = PixelDanceTransformer3DModel.from_pretrained(
-                config.refiner.transformer, dtype=torch.bfloat16
+                config.refiner.transformer,
+                dtype=torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32,
             )
             self.transformer = loaded.eval().requires_grad_(False)
         self.perceptual = load_perceptual_distance() if config.refiner.perceptual_weight else None
@@ -138,30 +195,36 @@ class RefinerPart:
         assert codec.refiner is not None
         self.model: nn.Module = codec.refiner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def to(self, device: torch.device) -> None:
+        """Move the projection and the transformer; LPIPS follows its input."""
+        self.codec.to(device)
+        if self.transformer is not None:
+            self.transformer.to(device)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The U-Net's widths."""
+        return {"refiner.channels": list(self.config.refiner.channels)}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
         """Absolute error of colours and of their gradients, plus that of the warped references."""
         weights = self.config.refiner
         video = batch["video"].float() / 127.5 - 1
-        rng = sample_generator(int(batch["sample_ids"][0]), "refiner")
         clips, _, frames = video.shape[:3]
         with torch.no_grad():
-            pictures, positions, present = self._references(video, rng)
             latents = encode_pictures(self.codec, video)
-            if self.transformer is not None and self._draw(rng) < weights.estimated_share:
-                latents = self._estimated(latents, pictures, batch["prompt_embeds"], rng)
-                present = torch.ones_like(present)
-            else:
-                latents = self._disturbed(latents, rng)
+            draws = [self._draw(int(i), latents.shape[1:]) for i in batch["sample_ids"]]
+            pictures = torch.stack([video[:, :, 0], video[:, :, -1]], dim=1)
+            positions = torch.tensor([[0, frames - 1]], device=video.device).expand(clips, -1)
+            present = torch.stack([draw.present for draw in draws]).to(video.device)
+            latents = latents + torch.stack([draw.disturbance for draw in draws]).to(video.device)
+            latents = self._with_estimates(latents, pictures, draws, batch.get("prompt_embeds"))
             groups = self.codec.unproject(denormalized(self.codec, latents))
             _, coarse_pictures = self.codec.prepare_references(
                 References(pictures, positions, present)
             )
-        count = self.config.refiner.groups_per_clip
-        slots = torch.stack(
-            [torch.randperm((frames - 1) // GROUP + 1, generator=rng)[:count] for _ in range(clips)]
-        ).to(video.device)
+        slots = torch.stack([draw.groups for draw in draws]).to(video.device)
+        count = slots.shape[1]
         rows = torch.arange(clips, device=video.device)[:, None]
-        target = grouped(video)[rows, slots]
         refined, aligned = model(
             rearrange(groups[rows, slots], "b t q c h w -> (b t) q c h w"),
             repeat(pictures, "b r c h w -> (b t) r c h w", t=count),
@@ -169,72 +232,84 @@ class RefinerPart:
             rearrange(positions[:, None] - GROUP * slots[..., None], "b t r -> (b t) r"),
             repeat(present, "b r -> (b t) r", t=count),
         )
-        target = rearrange(target, "b t q c h w -> (b t) q c h w")
-        loss = (refined - target).abs().mean()
-        loss = loss + weights.gradient_weight * (_gradients(refined - target)).mean()
+        target = rearrange(grouped(video)[rows, slots], "b t q c h w -> (b t) q c h w")
         shown = repeat(present, "b r -> (b t) r 1 1 1 1", t=count)
-        warped = ((aligned.pictures - target[:, None]).abs() * shown).mean()
-        loss = loss + weights.aligned_weight * warped
+        warped = (aligned.pictures - target[:, None]).abs() * shown
+        losses = (refined - target).abs().flatten(1).mean(1)
+        losses = losses + weights.gradient_weight * _gradients(refined - target)
+        losses = losses + weights.aligned_weight * warped.flatten(1).mean(1)
         if self.perceptual is not None:
-            chosen = torch.randint(GROUP, (len(refined),), generator=rng)
+            chosen = torch.cat([draw.frames for draw in draws])
             each = torch.arange(len(refined))
             made, true = (
                 self.perceptual.activations(group[each, chosen]) for group in (refined, target)
             )
-            distance = self.perceptual.distances(made, true)
-            loss = loss + weights.perceptual_weight * distance.mean()
-        return loss
+            losses = losses + weights.perceptual_weight * self.perceptual.distances(made, true)
+        return PartLoss(rearrange(losses, "(b t) -> b t", t=count).mean(1), None)
 
-    @staticmethod
-    def _draw(rng: torch.Generator) -> float:
-        return float(torch.rand((), generator=rng))
+    def _draw(self, sample_id: int, shape: torch.Size) -> _Draw:
+        """All that is random about a clip whose latents have this shape."""
+        weights = self.config.refiner
+        rng = sample_generator(sample_id, "refiner")
+        which = float(torch.rand((), generator=rng))
+        present = [which < 0.9, which < 0.7 or 0.9 <= which < 0.95]
+        level = float(torch.rand((), generator=rng)) ** 2 * weights.max_latent_noise
+        disturbance = torch.randn(shape, generator=rng)
+        if torch.rand((), generator=rng) >= 0.5:
+            # noise that is smooth in time and space is more like a transformer's errors than white
+            disturbance = F.avg_pool3d(disturbance, 3, stride=1, padding=1) * 3.0
+        groups = torch.randperm(shape[1], generator=rng)[: weights.groups_per_clip]
+        frames = torch.randint(GROUP, (len(groups),), generator=rng)
+        num_steps, noise = 0, None
+        if self.transformer is not None and torch.rand((), generator=rng) < weights.estimated_share:
+            num_steps = int(torch.randint(2, 7, (), generator=rng))
+            noise = torch.randn(shape, generator=rng)
+            present = [True, True]
+        return _Draw(torch.tensor(present), level * disturbance, groups, frames, num_steps, noise)
 
-    def _disturbed(self, latents: Tensor, rng: torch.Generator) -> Tensor:
-        """Latents with a random amount of noise, different for each clip."""
-        level = torch.rand(len(latents), generator=rng) ** 2 * self.config.refiner.max_latent_noise
-        noise = torch.randn(latents.shape, generator=rng)
-        # noise that is smooth in time and space is more like a transformer's errors than white
-        smooth = F.avg_pool3d(noise, 3, stride=1, padding=1) * 3.0
-        is_white = torch.rand(len(latents), generator=rng)[:, None, None, None, None] < 0.5
-        mixed = torch.where(is_white, noise, smooth)
-        return latents + (level[:, None, None, None, None] * mixed).to(latents.device)
+    def _with_estimates(
+        self, latents: Tensor, pictures: Tensor, draws: list[_Draw], prompt_embeds: Tensor | None
+    ) -> Tensor:
+        """Latents with those clips replaced that are to be the transformer's own estimates."""
+        for num_steps in sorted({draw.num_steps for draw in draws} - {0}):
+            rows = [row for row, draw in enumerate(draws) if draw.num_steps == num_steps]
+            noise = torch.stack([cast("Tensor", draws[row].noise) for row in rows])
+            assert prompt_embeds is not None
+            estimates = self._estimated(
+                noise.to(latents.device), pictures[rows], prompt_embeds[rows], num_steps
+            )
+            latents = latents.index_copy(0, torch.tensor(rows, device=latents.device), estimates)
+        return latents
 
     def _estimated(
-        self, latents: Tensor, pictures: Tensor, prompt_embeds: Tensor, rng: torch.Generator
+        self, noise: Tensor, pictures: Tensor, prompt_embeds: Tensor, num_steps: int
     ) -> Tensor:
         """What the transformer makes of the first and last pictures in a few steps."""
         assert self.transformer is not None
         flat = rearrange(pictures, "b r c h w -> (b r) c 1 h w")
         given = rearrange(encode_pictures(self.codec, flat), "(b r) c 1 h w -> b r c h w", r=2)
-        conditions = place_keyframes(
-            [{0: first, -1: last} for first, last in given.unbind(0)],
-            num_frames=GROUP * (latents.shape[2] - 1) + 1,
-            channels=latents.shape[1],
-            latent_height=latents.shape[3],
-            latent_width=latents.shape[4],
-        ).stacked()
+        conditions = (
+            place_keyframes(
+                [{0: first, -1: last} for first, last in given.unbind(0)],
+                num_frames=GROUP * (noise.shape[2] - 1) + 1,
+                channels=noise.shape[1],
+                latent_height=noise.shape[3],
+                latent_width=noise.shape[4],
+            )
+            .stacked()
+            .to(noise.device)
+        )
 
         def velocity(noisy: Tensor, sigma: Tensor, step: int) -> Tensor:  # noqa: ARG001
             made: Tensor = self.transformer(  # type: ignore[misc]
-                hidden_states=torch.cat([noisy, conditions.to(noisy.device)], dim=1),
-                timestep=timesteps_of(sigma).expand(len(noisy)),
+                hidden_states=torch.cat([noisy, conditions], dim=1),
+                timestep=timesteps_of(sigma).expand(len(noisy)).to(noisy.device),
                 encoder_hidden_states=prompt_embeds,
                 return_dict=False,
             )[0]
             return made.float()
 
-        num_steps = int(torch.randint(2, 7, (), generator=rng))
-        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
         return sample_euler(velocity, noise, shifted_sigmas(num_steps, shift=SAMPLING_SHIFT))
-
-    def _references(self, video: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """First and last pictures, their frames, and which of them are given."""
-        pictures = torch.stack([video[:, :, 0], video[:, :, -1]], dim=1)
-        clips, frames = len(video), video.shape[2]
-        positions = torch.tensor([[0, frames - 1]], device=video.device).expand(clips, -1)
-        draw = torch.rand(clips, generator=rng)
-        first, last = draw < 0.9, (draw < 0.7) | ((draw >= 0.9) & (draw < 0.95))
-        return pictures, positions, torch.stack([first, last], dim=1).to(video.device)
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write the whole codec, in float32."""
@@ -246,9 +321,19 @@ class RefinerPart:
 
 
 def _gradients(difference: Tensor) -> Tensor:
+    """Mean absolute slope of pictures ``(n, ...)`` along both axes, ``(n,)``."""
     across = (difference[..., 1:, :] - difference[..., :-1, :]).abs()
     along = (difference[..., 1:] - difference[..., :-1]).abs()
-    return torch.stack([across.mean(), along.mean()])
+    return (across.flatten(1).mean(1) + along.flatten(1).mean(1)) / 2
+
+
+def codec_fingerprint(codec: LinearVideoCodec) -> str:
+    """What latents mean: a hash of the projection and of the scale of its components."""
+    digest = hashlib.sha256()
+    for weights in (codec.patch_mean, codec.components):
+        digest.update(weights.detach().float().cpu().numpy().tobytes())
+    digest.update(json.dumps([codec.config.latents_mean, codec.config.latents_std]).encode())
+    return digest.hexdigest()
 
 
 def make_part(config: TrainConfig, codec: LinearVideoCodec) -> Part:

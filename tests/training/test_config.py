@@ -86,12 +86,21 @@ def test_a_text_may_stand_where_none_is_allowed(tmp_path: Path) -> None:
         ("recipe: {text_drop: 2}", r"text_drop must be in \[0, 1\], got 2\.0"),
         ("- a list", "the config must be a mapping"),
         ("part: [unclosed", "is not valid YAML"),
+        ("strategy: fsdp", r"'strategy' must be 'auto' or 'ddp' or 'fsdp2', got 'fsdp'"),
+        ("mixed_precision: fp16", r"'mixed_precision' must be 'bf16' or 'no', got 'fp16'"),
+        ("{part: refiner, strategy: fsdp2}", r"the refiner is small .*Use 'ddp'"),
+        ("{part: refiner, gradient_checkpointing: true}", r"the refiner has none"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bare_no_is_a_word(tmp_path: Path) -> None:
+    # YAML 1.1 reads it as False
+    assert load(tmp_path, "mixed_precision: no").mixed_precision == "no"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -116,6 +125,17 @@ def test_the_projects_own_files_load(part: str, stage: int) -> None:
         ("log_steps: 0", "log_steps"),
         ("max_steps: 0", "max_steps"),
         ("keep_checkpoints: 0", "keep_checkpoints"),
+        ("checkpoint_steps: 0", "checkpoint_steps"),
+        ("checkpoint_minutes: -1", "checkpoint_minutes"),
+        ("gradient_accumulation_steps: 0", "gradient_accumulation_steps"),
+        ("num_workers: -1", "num_workers"),
+        ("peak_tflops: 0.0", "peak_tflops"),
+        ("validation_steps: 0", "validation_steps"),
+        ("validation_clips: 0", "validation_clips"),
+        ("optimizer: {ema_decay: 1.0}", "ema_decay"),
+        ("optimizer: {learning_rate: 0.0}", "learning_rate"),
+        ("optimizer: {decay_fraction: 1.5}", "decay_fraction"),
+        ("optimizer: {warmup_steps: -1}", "warmup_steps"),
         ("buckets: [{height: 32}]", "sides"),
         ("buckets: [{width: 100}]", "sides"),
         ("buckets: [{num_frames: 5}]", "num_frames"),

@@ -13,7 +13,15 @@ from pixeldance.instructions import TrainingRecipe
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.models.text import find_text_encoder
 from pixeldance.training.config import BucketConfig, ModelConfig, RefinerConfig, TrainConfig
-from pixeldance.training.data import plan_step, sample_generator, stable_hash, training_batches
+from pixeldance.training.data import (
+    StepPlan,
+    micro_steps,
+    plan_step,
+    sample_generator,
+    split_batch,
+    stable_hash,
+    training_batches,
+)
 from pixeldance.worlds.stickers import Scene, StickerWorld
 
 ONE_BUCKET = (BucketConfig(height=48, width=48, num_frames=9, batch_size=4),)
@@ -92,6 +100,45 @@ def test_two_processes_share_the_batch_of_one(codec: LinearVideoCodec, part: str
             torch.testing.assert_close(half[name], values[rank::2], atol=1e-5, rtol=0)
 
 
+def test_a_process_without_a_share_is_given_a_sample_of_no_weight(codec: LinearVideoCodec) -> None:
+    config = make_config(Path(), part="refiner", buckets=BUCKETS[1:])
+    shares = [one_batch(config, codec, rank=rank, world_size=3) for rank in range(3)]
+    assert [share["weight"].tolist() for share in shares] == [[1.0], [1.0], [0.0]]
+    assert torch.equal(shares[2]["video"], shares[0]["video"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "sizes", "weights"),
+    [(4, 2, [2, 2], [2, 2]), (3, 2, [2, 1], [2, 1]), (1, 3, [1, 1, 1], [1, 0, 0])],
+)
+def test_a_share_is_cut_without_losing_a_sample(
+    rows: int, count: int, sizes: list[int], weights: list[float]
+) -> None:
+    batch = {"sample_ids": torch.arange(rows), "weight": torch.ones(rows)}
+    parts = split_batch(batch, count)
+    assert [len(part["sample_ids"]) for part in parts] == sizes
+    assert [float(part["weight"].sum()) for part in parts] == weights
+    counted = [part["sample_ids"][part["weight"] > 0] for part in parts]
+    assert torch.equal(torch.cat(counted), batch["sample_ids"])
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "world", "expected"), [(1, 1, 1), (2, 1, 2), (8, 1, 3), (8, 2, 2), (2, 8, 1)]
+)
+def test_no_micro_step_is_empty_everywhere(accumulation: int, world: int, expected: int) -> None:
+    plan = StepPlan(BUCKETS[0], (1, 2, 3))
+    assert micro_steps(plan, accumulation, world) == expected
+
+
+def test_rendering_in_the_process_leaves_its_threads_alone(
+    monkeypatch: pytest.MonkeyPatch, codec: LinearVideoCodec
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    one_batch(make_config(Path()), codec)
+    assert asked == []
+
+
 @pytest.mark.parametrize("part", ["transformer", "refiner"])
 def test_a_loader_can_start_anywhere(codec: LinearVideoCodec, part: str) -> None:
     config = make_config(Path(), part=part, max_steps=4)
@@ -110,12 +157,13 @@ def test_batches_for_the_transformer(codec: LinearVideoCodec) -> None:
         "conditions": (2, 8, 3, 3, 4),
         "prompt_embeds": (2, TEXT_TOKENS, TEXT_DIM),
         "sample_ids": (2,),
+        "weight": (2,),
     }
 
 
 def test_batches_for_the_refiner(codec: LinearVideoCodec) -> None:
     batch = one_batch(make_config(Path(), part="refiner", buckets=BUCKETS[1:]), codec)
-    assert set(batch) == {"video", "sample_ids"}
+    assert set(batch) == {"video", "sample_ids", "weight"}
     assert batch["video"].shape == (2, 3, 9, 48, 64)
     assert batch["video"].dtype == torch.uint8
     assert batch["video"].max() > 200
@@ -127,7 +175,7 @@ def test_a_refiner_that_learns_from_a_transformer_gets_its_captions(
     refiner = RefinerConfig(transformer="runs/transformer/export")
     config = make_config(Path(), part="refiner", refiner=refiner, buckets=BUCKETS[1:])
     batch = one_batch(config, codec)
-    assert set(batch) == {"video", "sample_ids", "prompt_embeds"}
+    assert set(batch) == {"video", "sample_ids", "weight", "prompt_embeds"}
     assert batch["prompt_embeds"].flatten(1).any(1).all()
 
 

@@ -1,16 +1,26 @@
 """Training: resuming changes nothing, checkpoints are whole, and the loss falls."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_training import BUCKETS, make_codec, make_config, use_made_up_world
+from tiny_training import (
+    BUCKETS,
+    forget_accelerate,
+    make_codec,
+    make_config,
+    saved_tensors,
+    use_made_up_world,
+)
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from pixeldance.errors import CheckpointError
 from pixeldance.models.codec import LinearVideoCodec
@@ -19,8 +29,10 @@ from pixeldance.training import __main__ as command
 from pixeldance.training import loop
 from pixeldance.training.config import ModelConfig, OptimizerConfig, RefinerConfig, TrainConfig
 from pixeldance.training.data import training_batches
-from pixeldance.training.loop import learning_rate, make_optimizers, train
+from pixeldance.training.loop import DivergedError, TrainingStopped, train
+from pixeldance.training.optim import learning_rate, make_optimizers
 from pixeldance.training.parts import TransformerPart, make_part
+from pixeldance.training.validation import Validation
 
 PARTS = ("transformer", "refiner")
 
@@ -29,6 +41,7 @@ PARTS = ("transformer", "refiner")
 def _made_up_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_made_up_world(monkeypatch)
     make_codec(tmp_path / "codec")
+    forget_accelerate()
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -55,7 +68,7 @@ def checkpoints(config: TrainConfig) -> list[str]:
 
 
 def weights(config: TrainConfig, step: int, name: str) -> dict[str, Tensor]:
-    return load_file(Path(config.output_dir) / f"step-{step:07d}" / f"{name}.safetensors")
+    return saved_tensors(config.output_dir, step, name)
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -72,16 +85,17 @@ def as_saved(tmp_path: Path, part: str, **changes: object) -> TrainConfig:
 def test_stopping_and_resuming_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str
 ) -> None:
-    straight = make_config(tmp_path, part=part, output_dir=str(tmp_path / "straight"))
+    changes = {"max_steps": 4, "buckets": BUCKETS if part == "transformer" else BUCKETS[1:]}
+    straight = make_config(tmp_path, part=part, output_dir=str(tmp_path / "straight"), **changes)
     train(straight)
-    resumed = as_saved(tmp_path, part, output_dir=str(tmp_path / "resumed"))
-    interrupted_run(monkeypatch, resumed)
-    assert checkpoints(resumed) == ["step-0000002", "step-0000003"]
+    resumed = as_saved(tmp_path, part, output_dir=str(tmp_path / "resumed"), **changes)
+    interrupted_run(monkeypatch, resumed, steps=2)
+    assert checkpoints(resumed) == ["step-0000001", "step-0000002"]
     train(resumed)
-    for name in ("model", "ema"):
-        assert_equal(weights(straight, 6, name), weights(resumed, 6, name))
-        before = weights(resumed, 5, name)
-        assert any(not torch.equal(before[k], v) for k, v in weights(resumed, 6, name).items())
+    for name in ("model", "ema", "optimizer"):
+        assert_equal(weights(straight, 4, name), weights(resumed, 4, name))
+        before = weights(resumed, 3, name)
+        assert any(not torch.equal(before[k], v) for k, v in weights(resumed, 4, name).items())
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -136,8 +150,8 @@ def test_an_interrupted_checkpoint_is_not_seen(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fail)
-        with pytest.raises(OSError, match="no space left"):
+        patch.setattr(FileSystemWriter, "write_data", fail)
+        with pytest.raises(CheckpointError, match=r"step-0000002 could not be .*no space left"):
             train(config)
     assert checkpoints(config) == ["step-0000001", "step-0000002.tmp"]
     train(config)
@@ -208,7 +222,7 @@ def test_the_loss_of_one_batch_falls(tmp_path: Path, part: str) -> None:
     optimizers = make_optimizers(trained.model, OptimizerConfig(learning_rate=0.02))
     losses = []
     for _ in range(12):
-        loss = trained.loss(trained.model, batch)
+        loss = trained.loss(trained.model, batch).losses.mean()
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -225,7 +239,7 @@ def make_part_loss(
     torch.manual_seed(0)
     part = make_part(config, codec)
     torch.rand(5)  # whatever else draws numbers
-    return part.loss(part.model, batch).detach()
+    return part.loss(part.model, batch).losses.detach().mean()
 
 
 def test_an_untrained_transformer_predicts_nothing(tmp_path: Path) -> None:
@@ -235,24 +249,150 @@ def test_an_untrained_transformer_predicts_nothing(tmp_path: Path) -> None:
     batch = next(iter(training_batches(config, codec, start=0)))
     # Then the loss is the mean square of noise - clean, two independent things.
     expected = 1 + float(batch["clean_latents"].square().mean())
-    assert float(part.loss(part.model, batch).detach()) == pytest.approx(expected, rel=0.2)
+    losses = part.loss(part.model, batch).losses.detach()
+    assert float(losses.mean()) == pytest.approx(expected, rel=0.2)
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_samples(tmp_path: Path) -> None:
-    config = make_config(tmp_path, buckets=BUCKETS[:1])
+@pytest.mark.parametrize("kind", ["transformer", "refiner", "refiner of estimates"])
+def test_the_loss_of_a_clip_does_not_depend_on_its_batch(tmp_path: Path, kind: str) -> None:
+    config = make_config(tmp_path, part=kind.split()[0], buckets=BUCKETS[:1])
     codec = LinearVideoCodec.from_pretrained(config.codec)
-    part = TransformerPart(config, codec)
-    for parameter in part.model.parameters():
-        parameter.data.add_(
-            0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        )
+    if kind == "refiner of estimates":
+        exported = tmp_path / "exported"
+        disturbed(TransformerPart(make_config(tmp_path), codec).model).save_pretrained(exported)
+        estimates = replace(config.refiner, transformer=str(exported), estimated_share=0.7)
+        config = replace(config, refiner=estimates, mixed_precision="no")
+    part = make_part(config, codec)
+    disturbed(part.model)
     batch = next(iter(training_batches(config, codec, start=0)))
     with torch.no_grad():
         whole = part.loss(part.model, batch)
         rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(3)]
-        alone = torch.stack([part.loss(part.model, row) for row in rows])
-    torch.testing.assert_close(whole, alone.mean(), rtol=1e-4, atol=0)
-    assert alone.std() > 0
+        alone = [part.loss(part.model, row) for row in rows]
+    torch.testing.assert_close(
+        whole.losses, torch.cat([row.losses for row in alone]), rtol=1e-3, atol=0
+    )
+    assert whole.losses.std() > 0
+    assert (whole.sigmas is None) == (kind != "transformer")
+
+
+def disturbed(model: Any) -> Any:
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        parameter.data.add_(0.1 * noise)
+    return model
+
+
+def one_step(tmp_path: Path, name: str, **changes: object) -> dict[str, Any]:
+    """The log line of a step on three clips, in float32."""
+    config = make_config(
+        tmp_path,
+        output_dir=str(tmp_path / name),
+        max_steps=1,
+        buckets=BUCKETS[:1],
+        mixed_precision="no",
+        **changes,
+    )
+    train(config)
+    return log_rows(config)[0]
+
+
+def log_rows(config: TrainConfig) -> list[dict[str, Any]]:
+    lines = (Path(config.output_dir) / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 8},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_saving_memory_changes_neither_loss_nor_gradient(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    plain, saving = one_step(tmp_path, "plain"), one_step(tmp_path, "saving", **changes)
+    assert plain["gradient_norm"] > 0
+    for name in ("loss", "gradient_norm"):
+        assert saving[name] == pytest.approx(plain[name], rel=1e-5)
+
+
+def test_checkpoints_come_every_few_steps_and_at_the_end(tmp_path: Path) -> None:
+    config = make_config(tmp_path, max_steps=5, checkpoint_steps=2, keep_checkpoints=9)
+    train(config)
+    assert checkpoints(config) == [f"step-000000{step}" for step in (2, 4, 5)]
+
+
+def test_a_run_that_is_told_to_stop_is_saved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def signalled(*arguments: Any, **options: Any) -> Iterator[dict[str, Tensor]]:
+        for step, batch in enumerate(training_batches(*arguments, **options)):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    config = make_config(tmp_path, checkpoint_minutes=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_batches", signalled)
+        with pytest.raises(TrainingStopped, match=r"after step 3; its state is saved in .*run"):
+            train(config)
+    assert checkpoints(config) == ["step-0000003"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+    """Some batches hold a clip that is not a number."""
+
+    def spoiled(*arguments: Any, **options: Any) -> Iterator[dict[str, Tensor]]:
+        for step, batch in enumerate(training_batches(*arguments, **options)):
+            if step in steps:
+                batch["clean_latents"][0] = float("nan")
+            yield batch
+
+    monkeypatch.setattr(loop, "training_batches", spoiled)
+
+
+def test_a_step_that_is_not_finite_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(monkeypatch, range(1, 3))
+    config = make_config(tmp_path, max_steps=4, keep_checkpoints=9, checkpoint_steps=1, log_steps=1)
+    train(config)
+    assert [row["skipped_steps"] for row in log_rows(config)] == [0, 1, 1, 0]
+    for name in ("model", "ema", "optimizer"):
+        assert_equal(weights(config, 1, name), weights(config, 3, name))
+    last = weights(config, 4, "model")
+    assert all(value.isfinite().all() for value in last.values())
+    assert any(not torch.equal(last[k], v) for k, v in weights(config, 3, "model").items())
+    assert "step 3 is skipped: its loss or gradient is not finite (2 skipped so far)" in caplog.text
+
+
+def test_a_run_that_stays_not_finite_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spoil(monkeypatch, range(1, 20))
+    with pytest.raises(DivergedError, match=r"not finite in steps 2 to 11\. Lower .*learning_rate"):
+        train(make_config(tmp_path, max_steps=20, buckets=BUCKETS[1:]))
+
+
+def test_clips_are_made_with_the_averaged_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = make_config(
+        tmp_path, max_steps=2, validation_steps=1, checkpoint_steps=1, keep_checkpoints=9
+    )
+    seen: list[dict[str, Tensor]] = []
+
+    def looked_at(validation: Validation, model: torch.nn.Module, step: int) -> None:
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    monkeypatch.setattr(Validation, "run", looked_at)
+    train(config)
+    for step in (1, 2):
+        assert_equal(seen[step - 1], weights(config, step, "ema"))
+    assert any(not torch.equal(seen[1][k], v) for k, v in weights(config, 2, "model").items())
 
 
 def test_noise_levels_are_a_shifted_logit_normal(tmp_path: Path) -> None:
@@ -314,6 +454,19 @@ def test_the_command_prints_where_the_result_is(
     monkeypatch.setattr(loop, "train", lambda config: Path(config.output_dir) / "export")
     assert run_command(monkeypatch, str(path)) == 0
     assert capsys.readouterr().out == "runs/here/export\n"
+
+
+def test_the_command_of_a_stopped_run_ends_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(config: TrainConfig) -> Path:
+        raise TrainingStopped("Stopped after step 3.")
+
+    path = tmp_path / "config.yaml"
+    path.write_text("")
+    monkeypatch.setattr(loop, "train", stopped)
+    assert run_command(monkeypatch, str(path)) == 143
+    assert capsys.readouterr().err == "Stopped after step 3.\n"
 
 
 def test_the_command_reports_mistakes_in_one_line(
