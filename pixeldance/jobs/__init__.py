@@ -1,6 +1,12 @@
 """Jobs that are never lost: a store on the disk, a worker that runs it, a service in front."""
 
-from pixeldance.jobs.errors import JobStateError, StorageFullError, UnknownJobError, WorkerBusyError
+from pixeldance.jobs.errors import (
+    IdempotencyKeyError,
+    JobStateError,
+    StorageFullError,
+    UnknownJobError,
+    WorkerBusyError,
+)
 from pixeldance.jobs.folders import ClipFiles, default_data_folder
 from pixeldance.jobs.job import FINAL_STATES, Job, JobClip, JobEvent, JobState, Phase, Preview
 from pixeldance.jobs.process import WorkerProcess, WorkerStatus
@@ -12,6 +18,7 @@ from pixeldance.jobs.worker import Worker
 __all__ = [
     "FINAL_STATES",
     "ClipFiles",
+    "IdempotencyKeyError",
     "Job",
     "JobClip",
     "JobEvent",

@@ -45,6 +45,7 @@ MIGRATIONS = (
             (CASE state WHEN 'queued' THEN position ELSE -finished_at END) VIRTUAL
     ) STRICT;
     CREATE INDEX jobs_in_order ON jobs (section, rank, created_at);
+    CREATE INDEX jobs_by_creation ON jobs (created_at, id);
     CREATE INDEX jobs_by_state ON jobs (state, rank, created_at);
     CREATE TABLE pictures (
         sha256 TEXT PRIMARY KEY,

@@ -2,11 +2,21 @@
 
 from pixeldance.errors import InputError, PixelDanceError
 
-__all__ = ["JobStateError", "StorageFullError", "UnknownJobError", "WorkerBusyError"]
+__all__ = [
+    "IdempotencyKeyError",
+    "JobStateError",
+    "StorageFullError",
+    "UnknownJobError",
+    "WorkerBusyError",
+]
 
 
 class UnknownJobError(InputError):
     """There is no job of that id."""
+
+
+class IdempotencyKeyError(InputError):
+    """The key named another request before."""
 
 
 class JobStateError(InputError):

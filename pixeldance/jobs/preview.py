@@ -9,8 +9,8 @@ from diffusers import ModelMixin
 from einops import rearrange
 from torch import Tensor
 
+from pixeldance.models.alignment import GROUP
 from pixeldance.models.codec import LinearVideoCodec, denormalized, encode_pictures
-from pixeldance.models.refiner import GROUP
 
 __all__ = ["LatentPreview"]
 

@@ -113,6 +113,12 @@ class JobService:
             states=[_state(one) for one in given], search=search, limit=limit, offset=offset
         )
 
+    def by_creation(
+        self, *, after: str | None = None, limit: int = 100, newest_first: bool = True
+    ) -> tuple[Job, ...]:
+        """Jobs in the order of their creation, see ``JobStore.by_creation``."""
+        return self.store.by_creation(after=after, limit=limit, newest_first=newest_first)
+
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state, by its name, also where it is 0."""
         return {state.value: number for state, number in self.store.counts().items()}

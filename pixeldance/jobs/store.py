@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pixeldance.errors import InputError
 from pixeldance.jobs.database import Database
-from pixeldance.jobs.errors import JobStateError, UnknownJobError
+from pixeldance.jobs.errors import IdempotencyKeyError, JobStateError, UnknownJobError
 from pixeldance.jobs.folders import DataFolder, default_data_folder
 from pixeldance.jobs.job import Job, JobState, pictures_of
 from pixeldance.jobs.locks import WorkerLock
@@ -143,6 +143,28 @@ class JobStore:
         ((total,),) = self._database.rows(f"SELECT COUNT(*) FROM jobs {where}", values)
         return JobPage(jobs, total)
 
+    def by_creation(self, *, after: str | None, limit: int, newest_first: bool) -> tuple[Job, ...]:
+        """Jobs in the order of their creation, which never changes; for reading page by page.
+
+        Args:
+            after: Only jobs behind this one, by its id; all if None.
+            limit: How many at most.
+            newest_first: Whether the newest comes first.
+
+        Returns:
+            The jobs.
+        """
+        sign, order = ("<", "DESC") if newest_first else (">", "ASC")
+        where: str = ""
+        values: tuple[Any, ...] = ()
+        if after is not None:
+            where, values = f"WHERE (created_at, id) {sign} (?, ?)", self._created(after)
+        tail = f"{where} ORDER BY created_at {order}, id {order} LIMIT ?"
+        return tuple(read_jobs(self._database, tail, (*values, limit)))
+
+    def _created(self, job_id: str) -> tuple[float, str]:
+        return self.get(job_id).created_at, job_id
+
     def counts(self) -> dict[JobState, int]:
         """How many jobs there are in each state, also where it is 0."""
         rows = self._database.rows("SELECT state, COUNT(*) AS number FROM jobs GROUP BY state")
@@ -174,7 +196,8 @@ class JobStore:
             The job, queued; with a key that was used before the job of then, whatever its state.
 
         Raises:
-            InputError: If a picture cannot be read, or the key belongs to another request.
+            InputError: If a picture cannot be read.
+            IdempotencyKeyError: If the key belongs to another request.
             StorageFullError: If the quota is used up or the disk is nearly full.
         """
         if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_KEY_LENGTH:
@@ -182,7 +205,7 @@ class JobStore:
                 f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters, got "
                 f"{len(idempotency_key)}."
             )
-        if idempotency_key is None or not self._has_key(idempotency_key):
+        if idempotency_key is None or not self.has_key(idempotency_key):
             self.storage.check_room()  # before pictures are written
         stored = StoredRequest(request, self.folder)
         with self._database.transaction():
@@ -191,7 +214,7 @@ class JobStore:
                     "SELECT id, request FROM jobs WHERE idempotency_key = ?", (idempotency_key,)
                 )
                 if same and same[0]["request"] != stored.text:
-                    raise InputError(
+                    raise IdempotencyKeyError(
                         f"The idempotency key {idempotency_key!r} was used for another request. "
                         "Use a new key for each request."
                     )
@@ -199,7 +222,8 @@ class JobStore:
                     return self.get(same[0]["id"])
             return self.get(self._insert(stored, idempotency_key))
 
-    def _has_key(self, key: str) -> bool:
+    def has_key(self, key: str) -> bool:
+        """Whether a job was added with this idempotency key."""
         return bool(self._database.rows("SELECT 1 FROM jobs WHERE idempotency_key = ?", (key,)))
 
     def _insert(self, stored: StoredRequest, idempotency_key: str | None) -> str:
