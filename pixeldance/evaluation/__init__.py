@@ -1,4 +1,4 @@
-"""How good the clips are: metrics, peers, and a comparison on what was never seen in training.
+"""How good the clips are: metrics, peers, text adherence, and a report on what was never trained.
 
-``python -m pixeldance.evaluation compare`` prints the tables.
+``pixeldance eval``, or ``python -m pixeldance.evaluation``, measures all of it and writes a report.
 """

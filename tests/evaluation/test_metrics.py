@@ -11,12 +11,15 @@ import torch
 from pixeldance.errors import DataError, InputError
 from pixeldance.evaluation.metrics import (
     MAX_PSNR,
-    Interval,
     Lpips,
-    bootstrap_interval,
+    colour_drift,
+    end_jump_ratio,
     load_lpips,
+    loop_seam,
     psnr,
     ssim,
+    start_jump_ratio,
+    stillness,
 )
 from pixeldance.evaluation.peers import Frames
 from pixeldance.models.perceptual import read_arrays
@@ -153,30 +156,73 @@ def test_a_pickle_of_something_else_is_a_data_error(tmp_path: Path) -> None:
         read_arrays(path)
 
 
-def test_interval_of_equal_values_is_a_point() -> None:
-    assert bootstrap_interval([2.5] * 7) == Interval(2.5, 2.5, 2.5)
-    assert bootstrap_interval([2.5]) == Interval(2.5, 2.5, 2.5)
-
-
-def test_interval_of_many_values_is_that_of_the_normal_distribution() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    mean, low, high = bootstrap_interval(values, num_resamples=4000)
-    half_width = 1.96 * values.std() / 400**0.5
-    assert mean == pytest.approx(values.mean())
-    assert low == pytest.approx(mean - half_width, abs=0.03)
-    assert high == pytest.approx(mean + half_width, abs=0.03)
-
-
-def test_interval_depends_on_nothing_but_values_and_seed() -> None:
-    values = [1.0, 2.0, 4.0, 8.0]
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-    narrow, wide = bootstrap_interval(values, level=0.5), bootstrap_interval(values, level=0.99)
-    assert wide.low < narrow.low < narrow.high < wide.high
+def greys(*levels: int, side: int = 16) -> Frames:
+    """Plain frames, one for each grey level."""
+    column = np.array(levels, np.uint8)[:, None, None, None]
+    return np.broadcast_to(column, (len(levels), side, side, 3)).copy()
 
 
 @pytest.mark.parametrize(
-    ("values", "options"), [([], {}), ([1.0], {"level": 1.0}), ([1.0], {"num_resamples": 0})]
+    ("levels", "expected"),
+    [
+        ((10, 14, 18, 22, 26), 1),  # as big as those before it
+        ((50, 50, 50, 50), 1),  # still
+        ((10, 14, 18, 22, 34), 12.25 / 4.25),  # three times as big
+        ((50, 50, 50, 40), 10.25 / 0.25),  # still, then a jump; changes have no sign
+        ((10, 20, 30, 40, 40), 0.25 / 10.25),  # comes to rest
+        ((10, 60, 64, 68, 72), 1),  # a cut long before the end is an outlier
+        ((10, 20), None),
+    ],
 )
-def test_interval_of_nothing_is_refused(values, options) -> None:
-    with pytest.raises(InputError, match="at least"):
-        bootstrap_interval(values, **options)
+def test_end_jump_is_the_last_step_over_the_median_before_it(levels, expected) -> None:
+    if expected is None:
+        with pytest.raises(InputError, match="at least 3 frames, got 2"):
+            end_jump_ratio(greys(*levels))
+    else:
+        assert end_jump_ratio(greys(*levels)) == pytest.approx(expected)
+        assert start_jump_ratio(greys(*levels[::-1])) == pytest.approx(expected)
+
+
+def test_end_jump_looks_back_as_far_as_it_is_told() -> None:
+    clip = greys(0, 10, 20, 30, 32, 34, 36, 42)  # steps of 10, then of 2, then of 6
+    assert end_jump_ratio(clip, window=3) == pytest.approx(6.25 / 2.25)
+    assert end_jump_ratio(clip, window=50) == pytest.approx(6.25 / ((10 + 2) / 2 + 0.25))
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        end_jump_ratio(clip, window=0)
+
+
+def test_loop_seam_is_the_way_back_over_the_typical_step() -> None:
+    assert loop_seam(greys(0, 5, 10, 5)) == pytest.approx(1)
+    assert loop_seam(greys(0, 5, 10, 15)) == pytest.approx(15.25 / 5.25)
+    assert loop_seam(greys(7, 7)) == pytest.approx(1)
+
+
+def test_stillness_is_the_share_of_steps_without_visible_change() -> None:
+    assert stillness(greys(9, 9, 9, 9)) == 1
+    assert stillness(greys(9, 11, 14, 14, 20)) == 0.5  # a change by 2 is not seen, one by 3 is
+    clip = greys(*[90] * 3, side=60)  # the last cells are only 4 pixels wide
+    clip[1, -4:, -4:, 2] += 3
+    assert stillness(clip) == 0
+    assert stillness(noisy(greys(*[90] * 5, side=60)[:, :56, :56], 1.5)) == 1
+
+
+def test_colour_drift_is_the_published_difference() -> None:
+    # sRGB greys 119 and 124: L* 50.03 and 52.03; CIEDE2000 of greys is dL / S_L, about 2 / 1.0.
+    drift = colour_drift(greys(119, 119, 124))
+    assert drift == pytest.approx((0 + 2.0) / 2, abs=0.02)
+    assert colour_drift(greys(80, 80)) == 0
+
+
+def test_colour_drift_against_the_truth_ignores_what_the_truth_does() -> None:
+    truth = greys(20, 60, 200)
+    assert colour_drift(truth, truth) == 0
+    assert colour_drift(truth) > 20
+    made = greys(20, 60, 205)
+    assert 0 < colour_drift(made, truth) < 2
+    with pytest.raises(InputError, match="one shape"):
+        colour_drift(truth, truth[:2])
+
+
+def test_colour_drift_looks_at_mean_colours() -> None:
+    clip = blocks(0)
+    assert colour_drift(clip, clip[:, ::-1, ::-1]) == pytest.approx(0, abs=1e-6)

