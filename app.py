@@ -1,13 +1,8 @@
-"""Serve the page on this machine: ``python app.py``. What it writes is gone when it ends."""
+"""Serve the page on this machine: ``python app.py``, the same as ``pixeldance serve``."""
 
-import os
-import tempfile
+import sys
 
-with tempfile.TemporaryDirectory(prefix="pixeldance-") as folder:
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    os.environ["GRADIO_TEMP_DIR"] = folder
+from pixeldance.cli import app
 
-    import pixeldance
-    from pixeldance.server import build_app, serve
-
-    serve(build_app(lambda: pixeldance.load()))
+if __name__ == "__main__":
+    app(["serve", *sys.argv[1:]], prog_name="python app.py")

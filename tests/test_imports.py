@@ -21,11 +21,10 @@ ALLOWED = {
     "worlds": BASE | PARTS | {"instructions"},
     "training": BASE | PARTS | {"instructions", "worlds"},
     "evaluation": PIPELINE | {"api", "worlds", "training"},
-    "cli": PIPELINE | {"api", "batch", "evaluation", "jobs", "server", "training", "worlds"},
+    "cli": PIPELINE | {"api", "evaluation", "jobs", "server", "training", "worlds"},
     "__main__": {"cli"},
     "jobs": PIPELINE | {"api"},
     "server": PIPELINE | {"api", "jobs", "evaluation"},
-    "batch": PIPELINE | {"api"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pixeldance.errors import InputError
 from pixeldance.evaluation import fvd
 from pixeldance.evaluation.fvd import load_i3d
+from pixeldance.evaluation.lpips import load_lpips
 from pixeldance.evaluation.methods import check_methods
-from pixeldance.evaluation.metrics import load_lpips
 from pixeldance.evaluation.page import filmstrips, render_page, write_page
 from pixeldance.evaluation.report import build_report, write_report
 from pixeldance.evaluation.results import Results

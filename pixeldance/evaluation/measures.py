@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pixeldance.evaluation.lpips import Lpips
 from pixeldance.evaluation.metrics import (
-    Lpips,
     colour_drift,
     end_jump_ratio,
     loop_seam,

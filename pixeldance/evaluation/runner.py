@@ -24,9 +24,9 @@ from pixeldance.evaluation.adherence import (
     judge,
 )
 from pixeldance.evaluation.fvd import I3d
+from pixeldance.evaluation.lpips import Lpips
 from pixeldance.evaluation.measures import TruthFeatures, compare_clip, describe_clip
 from pixeldance.evaluation.methods import TRUTH, Method, generate_quietly, our_method, peer_method
-from pixeldance.evaluation.metrics import Lpips
 from pixeldance.evaluation.peers import PEERS, Frames
 from pixeldance.evaluation.results import Key, Results
 from pixeldance.evaluation.settings import OURS, EvalSettings, Sampling

@@ -1,6 +1,5 @@
-"""A page in the browser around ``pixeldance.load`` and ``Model.generate``."""
+"""The page and the HTTP API, for whoever may use this machine's jobs."""
 
-from pixeldance.server.launch import serve
-from pixeldance.server.page import build_app
+from pixeldance.server.settings import ServerSettings
 
-__all__ = ["build_app", "serve"]
+__all__ = ["ServerSettings"]

@@ -1,135 +1,182 @@
-"""The page: two pictures and a sentence in, a clip out.
+"""The studio page: a view of the jobs of a service, which goes on without it.
 
-Uploads and clips lie in Gradio's temporary folder (``GRADIO_TEMP_DIR``). One clip is made at a
-time, and a run ends with its tab: whoever wants to keep a clip downloads it.
+All of its state is the service's, but for the form, which the browser keeps: a reload or a second
+tab shows what runs. Pictures and clips come by routes of their own, see ``page_routes``.
 """
 
-import re
-import tempfile
-import threading
-from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
 import gradio as gr
+from fastapi import APIRouter
 
-from pixeldance.errors import GenerationCancelled, InputError, PixelDanceError
-from pixeldance.pictures import load_picture
-from pixeldance.server.form import PICTURES, request_of, request_widgets
+from pixeldance.jobs import JobService
+from pixeldance.server.settings import ServerSettings
+from pixeldance.server.studio.context import StudioContext, draft_pictures
+from pixeldance.server.studio.handlers import Handlers
+from pixeldance.server.studio.layout import PageParts, build_layout
+from pixeldance.server.studio.media import media_router
+from pixeldance.server.studio.pad import pad_css, pad_js
 
-if TYPE_CHECKING:
-    from pixeldance.api import Model, StepEvent
+__all__ = ["PageAssets", "build_page", "page_assets", "page_routes"]
 
-__all__ = ["build_app"]
+UNUSED_FILES_S = (3600, 86400)
+"""How often Gradio looks for uploads to remove, and from what age on."""
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+SYSTEM_MONOSPACE_FONTS = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
 
-def build_app(load_model: Callable[[], "Model"]) -> gr.Blocks:
+@dataclass(frozen=True, kw_only=True)
+class PageAssets:
+    """What Gradio must be given where the page is mounted.
+
+    Attributes:
+        css: Style sheet.
+        head: HTML for the head of the document.
+        theme: Colours and fonts; nothing of it is fetched from anywhere.
+    """
+
+    css: str
+    head: str
+    theme: gr.themes.Base
+
+
+def page_assets() -> PageAssets:
+    """The page's script, style and theme, for ``gr.mount_gradio_app`` or ``launch``."""
+    scripts = "\n".join([pad_js(), _read("studio.js")])
+    theme = gr.themes.Base(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="md",
+        font=SYSTEM_FONTS,
+        font_mono=SYSTEM_MONOSPACE_FONTS,
+    ).set(
+        # Gradio's own subdued greys are too pale to read.
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+    )
+    return PageAssets(
+        css="\n".join([_read("studio.css"), pad_css()]),
+        head=f"<style>{_read('studio_frame.css')}</style><script>{scripts}</script>",
+        theme=theme,
+    )
+
+
+def page_routes(service: JobService) -> APIRouter:
+    """Routes that the page takes pictures and clips from.
+
+    Args:
+        service: The jobs.
+
+    Returns:
+        Routes for the application that the page is mounted in; they go before it.
+    """
+    return media_router(service, draft_pictures(service))
+
+
+def build_page(service: JobService, settings: ServerSettings) -> gr.Blocks:
     """Build the page.
 
     Args:
-        load_model: Called once, when the first clip is made.
+        service: The jobs.
+        settings: How the server is run.
 
     Returns:
-        The page, for ``launch.serve``.
+        The page. Where it is mounted, ``page_assets`` and ``page_routes`` are needed as well.
     """
-    with gr.Blocks(title="pixeldance", analytics_enabled=False) as page:
-        with gr.Row():
-            with gr.Column():
-                widgets = request_widgets()
-                with gr.Row():
-                    start = gr.Button("Generate", variant="primary")
-                    stop = gr.Button("Stop", interactive=False)
-            with gr.Column():
-                clip = gr.Video(label="Clip", buttons=["download"], autoplay=True, loop=True)
-                seed = gr.Textbox(label="Seed of this clip", interactive=False, buttons=["copy"])
-        example = [
-            *(EXAMPLES / f"{name}.png" for name in ("first", "last")),
-            EXAMPLES / "prompt.txt",
-        ]
-        if all(path.is_file() for path in example):
-            prompt = example.pop().read_text(encoding="utf-8").strip()
-            inputs = [widgets[name] for name in (*PICTURES, "prompt")]
-            gr.Examples([[*map(str, example), prompt]], inputs)
-        runs = _Runs(load_model, widgets, Path(clip.GRADIO_CACHE))
-        hidden: dict[str, Any] = {"api_visibility": "private"}
-        start.click(runs.begin, None, [start, stop], queue=False, **hidden).then(
-            # Raw values: the request checks them, and says better what is wrong than the widgets.
-            runs.generate,
-            set(widgets.values()),
-            [clip, seed],
-            preprocess=False,
-            concurrency_limit=1,
-            **hidden,
-        ).then(runs.end, None, [start, stop], queue=False, **hidden)
-        stop.click(runs.stop, queue=False, **hidden)
-        page.unload(runs.stop)
+    context = StudioContext(service, settings)
+    with gr.Blocks(
+        title="pixeldance", analytics_enabled=False, delete_cache=UNUSED_FILES_S, fill_width=True
+    ) as page:
+        parts = build_layout(context)
+        _connect(page, parts, Handlers(context, parts))
     return page
 
 
-class _Runs:
-    """The runs of all tabs: each is stopped through an event of its own."""
+def _connect(page: gr.Blocks, parts: PageParts, handlers: Handlers) -> None:
+    """Say what happens on which event."""
+    # Nothing waits for anything else, and no event may be called by its name.
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    raw: dict[str, Any] = {**quiet, "preprocess": False}
+    widgets = parts.widgets
+    values = list(widgets.values())
+    form = [parts.pictures, *values]
+    hints = [parts.wells, parts.keyframes, parts.summary, widgets["last_frame_strength"]]
+    editing = [parts.view, parts.message, parts.generate]
+    views = [parts.seen, parts.stop, parts.timer, *parts.panels.values()]
 
-    def __init__(
-        self, load_model: Callable[[], "Model"], widgets: Mapping[str, gr.Component], folder: Path
-    ) -> None:
-        self._load_model = cache(load_model)
-        self._widgets = widgets
-        self._folder = folder
-        self._stops: dict[str | None, threading.Event] = {}
+    def look_again(event: Any) -> None:
+        event.then(handlers.refresh, [parts.view, parts.seen], views, **quiet)
 
-    def begin(self, tab: gr.Request) -> tuple[gr.Button, gr.Button]:
-        self._stops[tab.session_hash] = threading.Event()
-        return gr.Button(interactive=False), gr.Button(interactive=True)
+    page.load(handlers.load, [parts.pictures, parts.draft], [*values, *hints[:-1]], **raw)
+    page.load(handlers.refresh, [parts.view, parts.seen], views, **quiet)
+    parts.timer.tick(
+        handlers.refresh, [parts.view, parts.seen], views, trigger_mode="once", **quiet
+    )
 
-    def stop(self, tab: gr.Request) -> None:
-        if tab.session_hash in self._stops:
-            self._stops[tab.session_hash].set()
+    changes = [widget.change for widget in values]
+    gr.on(changes, handlers.hints, form, hints, trigger_mode="always_last", **raw)
+    gr.on(changes, None, values, parts.draft, js="(...values) => [values]", **quiet)
 
-    def end(self) -> tuple[gr.Button, gr.Button]:
-        return gr.Button(interactive=True), gr.Button(interactive=False)
+    sampling = [widgets["num_inference_steps"], widgets["guidance_scale"]]
+    gr.on([one.change for one in sampling], handlers.show_preset, sampling, parts.preset, **raw)
+    parts.preset.input(handlers.take_preset, parts.preset, sampling, **raw)
+    seed = [widgets["seed"], widgets["is_seed_locked"]]
+    parts.dice.click(handlers.roll_dice, None, seed, **quiet)
+    widgets["seed"].input(lambda: True, None, widgets["is_seed_locked"], **quiet)
 
-    def generate(
-        self,
-        values: Mapping[gr.Component, Any],
-        tab: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks for it there
-    ) -> tuple[str, str]:
-        is_stopped = self._stops.setdefault(tab.session_hash, threading.Event())
+    for panel in (
+        parts.wells,
+        parts.keyframes,
+        parts.message,
+        parts.examples,
+        *parts.panels.values(),
+    ):
+        panel.form(
+            handlers.form,
+            [parts.pictures, parts.view, *values],
+            [parts.pictures, *editing, *values],
+            **raw,
+        ).then(handlers.hints, form, hints, **raw)
+        look_again(panel.act(handlers.act, None, None, **quiet))
+        look_again(panel.show(handlers.show, parts.view, parts.view, **quiet))
+    look_again(
+        parts.search.change(handlers.search, [parts.search, parts.view], parts.view, **quiet)
+    )
 
-        def check() -> None:
-            if is_stopped.is_set():
-                raise GenerationCancelled("Stopped. No clip was made.")
+    generated = parts.generate.click(
+        handlers.generate,
+        [parts.pictures, parts.view, *values],
+        [*editing, widgets["seed"]],
+        trigger_mode="multiple",
+        **raw,
+    )
+    look_again(generated)
+    look_again(parts.stop.click(handlers.stop, None, None, trigger_mode="multiple", **quiet))
 
-        def on_step(event: "StepEvent") -> None:
-            check()
-            progress((event.step, event.num_steps), unit="steps")
+    # Draw it: the last picture comes from the drawing pad.
+    opened = [parts.pad_area, parts.pad.source, parts.message]
+    parts.draw.click(handlers.open_pad, form, opened, **raw)
+    parts.close_pad.click(lambda: gr.Group(visible=False), None, parts.pad_area, **quiet)
+    parts.pad.used.then(
+        handlers.take_drawing,
+        [parts.pad.result, parts.pictures],
+        [parts.pictures, parts.message, parts.pad_area, widgets["is_loop"]],
+        **raw,
+    ).then(handlers.hints, form, hints, **raw)
 
-        try:
-            request = request_of({name: values[item] for name, item in self._widgets.items()})
-            for path in request.pictures.values():
-                self._check_picture(str(path))  # before anything slow
-            check()  # it may have waited for others
-            progress(0, "Loading")
-            clip = self._load_model().generate(request, on_step=on_step)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=self._folder))
-            path = clip.save(folder / f"pixeldance-{clip.seed}.mp4", sidecar=False)
-        except PixelDanceError as error:
-            raise gr.Error(self._without_folders(str(error)), print_exception=False) from None
-        finally:
-            self._stops.pop(tab.session_hash, None)
-        return str(path), str(clip.seed)
 
-    def _check_picture(self, path: str) -> None:
-        # Gradio lets any path pass that comes without the mark of an upload.
-        if not Path(path).resolve().is_relative_to(self._folder.resolve()):
-            raise InputError("A picture was not uploaded to this page. Choose it again.")
-        load_picture(path)
-
-    def _without_folders(self, message: str) -> str:
-        """People know their files by name; an upload lies in a folder of its own."""
-        folder = re.escape(repr(str(self._folder))[1:-1])
-        return re.sub(folder + r"[\\/]+\w+[\\/]+", "", message)
+def _read(name: str) -> str:
+    return files("pixeldance.server.studio").joinpath(name).read_text(encoding="utf-8")

@@ -18,7 +18,15 @@ from pixeldance.errors import DataError, InputError
 from pixeldance.video.recipe import MAX_COMMENT_BYTES, MAX_SIDECAR_BYTES
 from pixeldance.video.schema import PICTURES_IN_SIDECAR, SCHEMA, parse_recipe
 
-__all__ = ["ClipFile", "has_own_sidecar", "read_clip", "read_recipe", "sidecar_path"]
+__all__ = [
+    "ClipFile",
+    "ClipFrame",
+    "has_own_sidecar",
+    "read_clip",
+    "read_frame",
+    "read_recipe",
+    "sidecar_path",
+]
 
 MAX_CLIP_BYTES = 2 * 1024**3
 """Decoded frames above this are refused."""
@@ -41,6 +49,17 @@ class ClipFile(NamedTuple):
     """Frames per second, exact."""
     recipe: dict[str, Any] | None
     """How the clip was made, if the file or the one beside it says so."""
+
+
+class ClipFrame(NamedTuple):
+    """One frame of a clip."""
+
+    picture: npt.NDArray[np.uint8]
+    """``height width 3``, full-range RGB."""
+    number: int
+    """Which one it is, from 0."""
+    num_frames: int
+    """How many the clip has."""
 
 
 def read_clip(path: str | os.PathLike[str]) -> ClipFile:
@@ -67,6 +86,34 @@ def read_clip(path: str | os.PathLike[str]) -> ClipFile:
         frames = _decode(path, container, stream)
         comment = container.metadata.get("comment")
     return ClipFile(frames, Fraction(fps), _find_recipe(path, comment))
+
+
+def read_frame(path: str | os.PathLike[str], number: int = -1) -> ClipFrame:
+    """Read one frame of an MP4 or MOV file, holding no more than that one in memory.
+
+    Colours are treated as by ``read_clip``.
+
+    Args:
+        path: The file.
+        number: Which frame, from 0; -1 is the last.
+
+    Returns:
+        The frame.
+
+    Raises:
+        InputError: If the file is missing, is no such video, is too long, or has no such frame.
+        DataError: If the video is damaged.
+    """
+    path = Path(path)
+    found, count = None, 0
+    with _opened(path) as (container, stream):
+        for frame in _frames(path, container, stream):
+            if number in (count, -1):
+                found = frame
+            count += 1
+    if found is None:
+        raise InputError(f"'{path}' has the frames 0 to {count - 1}; there is no frame {number}.")
+    return ClipFrame(_to_rgb(found), count - 1 if number == -1 else number, count)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -152,7 +199,15 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _decode(path: Path, container: InputContainer, stream: VideoStream) -> npt.NDArray[np.uint8]:
-    pictures: list[npt.NDArray[np.uint8]] = []
+    pictures = [_to_rgb(frame) for frame in _frames(path, container, stream)]
+    if any(picture.shape != pictures[0].shape for picture in pictures):
+        raise DataError(f"'{path}' changes its size on the way, which is not supported.")
+    return np.stack(pictures)
+
+
+def _frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """All frames in turn; at the end it is an error if some were missing."""
+    num_frames = 0
     num_packets = 0
     num_bytes = 0
     try:
@@ -165,17 +220,15 @@ def _decode(path: Path, container: InputContainer, stream: VideoStream) -> npt.N
                         f"'{path}' is too long: its frames take more than "
                         f"{MAX_CLIP_BYTES // 1024**2} MiB. Cut it first."
                     )
-                pictures.append(_to_rgb(frame))
+                num_frames += 1
+                yield frame
     except av.FFmpegError as error:
-        raise DataError(f"'{path}' is damaged after {len(pictures)} frames: {error}.") from error
-    if num_packets < stream.frames or not pictures:
+        raise DataError(f"'{path}' is damaged after {num_frames} frames: {error}.") from error
+    if num_packets < stream.frames or not num_frames:
         raise DataError(
-            f"'{path}' is cut short: {len(pictures)} of {stream.frames} frames could be read. "
+            f"'{path}' is cut short: {num_frames} of {stream.frames} frames could be read. "
             "Copy it again."
         )
-    if any(picture.shape != pictures[0].shape for picture in pictures):
-        raise DataError(f"'{path}' changes its size on the way, which is not supported.")
-    return np.stack(pictures)
 
 
 def _to_rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:

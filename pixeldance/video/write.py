@@ -8,14 +8,16 @@ from typing import Any
 
 import av
 import numpy.typing as npt
+from av.container import OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream
 
 from pixeldance.errors import InputError, PixelDanceError
 from pixeldance.video.files import check_output_path, new_files
 from pixeldance.video.read import has_own_sidecar, sidecar_path
 from pixeldance.video.recipe import check_frames, recipe_texts
 
-__all__ = ["check_clip_path", "write_clip"]
+__all__ = ["check_clip_path", "mux_frames", "write_clip"]
 
 # Equal frames shall give equal bytes. x264's output depends on the number of threads, so that is
 # fixed; and without "cpu-independent" it varies between processors and even between two runs (about
@@ -105,19 +107,33 @@ def _encode(
             container.metadata["comment"] = comment
         encoder_options = ENCODER_OPTIONS | {"crf": str(crf)}
         stream = container.add_stream("libx264", rate=rate, options=encoder_options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.time_base = 1 / rate
-        context.color_range = ColorRange.MPEG
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
-        for i, frame in enumerate(frames):
-            picture = _to_yuv(frame)
-            picture.pts, picture.time_base = i, 1 / rate
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+        mux_frames(container, stream, frames, rate=rate)
+
+
+def mux_frames(
+    container: OutputContainer, stream: VideoStream, frames: npt.NDArray[Any], *, rate: Fraction
+) -> None:
+    """Encode frames as 4:2:0, BT.709, limited range, tagged so, and put them into a container.
+
+    Args:
+        container: Where they go.
+        stream: A new stream of the container.
+        frames: ``frames height width 3``, uint8, full-range RGB.
+        rate: Frames per second.
+    """
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.time_base = 1 / rate
+    context.color_range = ColorRange.MPEG
+    context.colorspace = Colorspace.ITU709
+    context.color_primaries = ColorPrimaries.BT709
+    context.color_trc = ColorTrc.BT709
+    for i, frame in enumerate(frames):
+        picture = _to_yuv(frame)
+        picture.pts, picture.time_base = i, 1 / rate
+        container.mux(stream.encode(picture))
+    container.mux(stream.encode(None))
 
 
 def _to_yuv(frame: npt.NDArray[Any]) -> av.VideoFrame:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tiny_world import make_assets
 
-from pixeldance.evaluation.metrics import Lpips
+from pixeldance.evaluation.lpips import Lpips
 from pixeldance.evaluation.peers import Frames, crossfade, hold_first
 from pixeldance.evaluation.settings import EvalSettings
 from pixeldance.geometry import Size

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from pixeldance.errors import DataError, InputError
+from pixeldance.evaluation.lpips import Lpips, load_lpips
 from pixeldance.evaluation.metrics import (
     MAX_PSNR,
-    Lpips,
     colour_drift,
     end_jump_ratio,
-    load_lpips,
     loop_seam,
     psnr,
     ssim,

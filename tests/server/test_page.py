@@ -1,256 +1,264 @@
-"""The page as a browser uses it: over HTTP, on this machine only."""
+"""The page over HTTP, as a browser uses it, mounted in the application with its guard."""
 
 import asyncio
-import json
-import threading
+import re
+import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import httpx
+import av
+import numpy as np
 import pytest
-from tiny import picture, tiny_pipeline
+from httpx import Response
+from PIL import Image
+from server_helpers import ADDRESS
+from starlette.testclient import TestClient
+from studio_helpers import FadingWorker
 
-from pixeldance.api import Clip, Model, StepEvent, StepListener
-from pixeldance.request import GenerationRequest
-from pixeldance.server import build_app, serve
-from pixeldance.video import read_clip
+from pixeldance.jobs import Job, JobService, JobStore
+from pixeldance.server.app import create_app
+from pixeldance.server.page import page_assets
+from pixeldance.server.settings import ServerSettings
+from pixeldance.server.studio.widgets import WIDGETS, default_values
 
-UPLOADED = {"_type": "gradio.FileData"}
-
-
-@dataclass
-class WatchedModel:
-    """A tiny model that can be held after a step, and counts its steps."""
-
-    model: Model
-    steps: list[int] = field(default_factory=list)
-    has_stepped: threading.Event = field(default_factory=threading.Event)
-    may_go_on: threading.Event = field(default_factory=threading.Event)
-
-    def generate(self, request: GenerationRequest, *, on_step: StepListener) -> Clip:
-        def watched(event: StepEvent) -> None:
-            self.steps.append(event.step)
-            self.has_stepped.set()
-            assert self.may_go_on.wait(20)
-            on_step(event)
-
-        return self.model.generate(request, on_step=watched)
-
-
-class Page:
-    """The server, and the folder that Gradio may write to."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.loaded: list[WatchedModel] = []
-        self.tabs: list[Tab] = []
-        self.model = WatchedModel(Model(name="tiny", pipeline=tiny_pipeline(), sha256="0" * 64))
-        self.blocks = build_app(self.load)
-        self.address = serve(self.blocks, is_blocking=False)
-
-    def load(self) -> WatchedModel:
-        self.loaded.append(self.model)
-        return self.model
-
-    def tab(self, name: str) -> "Tab":
-        self.tabs.append(Tab(self.address, name))
-        return self.tabs[-1]
+MEDIA = "/studio/media"
 
 
 class Tab:
     """What the browser does, without a browser."""
 
-    def __init__(self, address: str, name: str) -> None:
-        self.http = httpx.Client(base_url=address, trust_env=False, timeout=20)
+    def __init__(self, http: TestClient, name: str) -> None:
+        self.http = http
         self.name = name
-        self.config = self.http.get("/config").json()
+        self.config = http.get("/config").json()
+        self.pictures: Any = None
 
-    def call(self, function: str, data: list[Any]) -> None:
-        path = "queue/join" if function == "generate" else "run/predict"
-        (number,) = (d["id"] for d in self.config["dependencies"] if d["api_name"] == function)
-        body = {"fn_index": number, "data": data, "session_hash": self.name}
-        self.http.post(f"/gradio_api/{path}", json=body).raise_for_status()
-
-    def upload(self, name: str, content: bytes) -> dict[str, Any]:
-        answer = self.http.post("/gradio_api/upload", files={"files": (name, content)})
-        return {"path": answer.raise_for_status().json()[0], "meta": UPLOADED, "orig_name": name}
-
-    def start(self, **values: Any) -> None:
-        inputs = {
-            "first_frame": None,
-            "last_frame": None,
-            "prompt": "a red fox jumps",
-            "duration": 0.4,
-            "seed": "",
-            "last_frame_strength": 1,
-            "num_inference_steps": 2,
-            "guidance_scale": 2,
+    def post(self, function: str, data: list[Any], event: dict[str, Any] | None = None) -> Response:
+        body = {
+            "fn_index": self.dependency(function)["id"],
+            "data": data,
+            "event_data": event,
+            "session_hash": self.name,
         }
-        assert values.keys() <= inputs.keys()
-        self.call("begin", [])
-        self.call("generate", list({**inputs, **values}.values()))
+        return self.http.post("/gradio_api/run/predict", json=body)
 
-    def messages(self) -> Iterator[dict[str, Any]]:
-        """What the server tells about the run, to its end."""
-        query = {"session_hash": self.name}
-        with self.http.stream("GET", "/gradio_api/queue/data", params=query) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data:"):
-                    message = json.loads(line.removeprefix("data:"))
-                    yield message
-                    if message["msg"] == "process_completed":
-                        return
+    def call(self, function: str, data: list[Any], event: dict[str, Any] | None = None) -> Any:
+        answer = self.post(function, data, event)
+        assert answer.status_code == 200, answer.text
+        outputs = [self.component(number) for number in self.dependency(function)["outputs"]]
+        return dict(zip(outputs, answer.json()["data"], strict=True))
 
-    def result(self) -> dict[str, Any]:
-        *_, last = self.messages()
-        return last["output"]
+    def dependency(self, function: str) -> dict[str, Any]:
+        return next(d for d in self.config["dependencies"] if d["api_name"] == function)
 
-    def generate(self, **values: Any) -> dict[str, Any]:
-        self.start(**values)
-        return self.result()
+    def component(self, number: int) -> str:
+        found = next(one for one in self.config["components"] if one["id"] == number)
+        return str(found["props"].get("elem_id") or found["props"].get("storage_key") or number)
+
+    def upload(self, name: str, content: bytes) -> str:
+        answer = self.http.post("/gradio_api/upload", files={"files": (name, content)})
+        return str(answer.raise_for_status().json()[0])
+
+    def form(self, do: str, **event: Any) -> dict[str, Any]:
+        values = list(default_values("pixeldance-mini").values())
+        shown = self.call("form", [self.pictures, None, *values], {"do": do, **event})
+        kept = shown["pixeldance-studio-pictures"]
+        if not is_skipped(kept):
+            self.pictures = kept
+        return shown
+
+    def generate(self, **changes: Any) -> dict[str, Any]:
+        values = default_values("pixeldance-mini") | changes
+        return self.call("generate", [self.pictures, None, *(values[name] for name in WIDGETS)])
+
+    def refresh(self) -> dict[str, Any]:
+        return self.call("refresh", [None, None])
+
+
+def is_skipped(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("__type__") == "update" and "value" not in value
+
+
+class Server:
+    """The application, its jobs and a worker moved by hand."""
+
+    def __init__(self, folder: Path, http: TestClient, service: JobService) -> None:
+        self.folder = folder
+        self.http = http
+        self.service = service
+        self.worker = FadingWorker(service)
+
+    def tab(self, name: str) -> Tab:
+        return Tab(self.http, name)
+
+    def made(self, tab: Tab, prompt: str = "a fox") -> Job:
+        tab.generate(prompt=prompt, num_inference_steps=2, duration=0.5)
+        self.worker.run_next(0.0)
+        return self.service.list(state="done").jobs[0]
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    folder = tmp_path_factory.mktemp("gradio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch, JobService(JobStore(folder / "data")) as service:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
 
-        async def start() -> Page:
-            return Page(folder)
+        async def create() -> Any:
+            return create_app(service, ServerSettings(max_queued=3))
 
         # In a running event loop: without one, Gradio makes some that it never closes.
-        page = asyncio.run(start())
-        page.model.may_go_on.set()
-        yield page
-        for tab in page.tabs:
-            tab.http.close()
-        page.blocks.close(verbose=False)
+        with TestClient(asyncio.run(create()), base_url=ADDRESS) as http:
+            server = Server(folder, http, service)
+            yield server
+            server.worker.close()
 
 
-def png(folder: Path) -> bytes:
-    picture(1).save(folder / "picture.png")
-    return (folder / "picture.png").read_bytes()
+@pytest.fixture(autouse=True)
+def _no_jobs(server: Server) -> None:
+    for job in server.service.list().jobs:
+        server.service.remove(job.id)
 
 
-def test_the_widgets_are_the_fields_of_the_request(page: Page) -> None:
-    components = page.tab("widgets").config["components"]
-    shown = {c["props"].get("info"): c["props"] for c in components}
-    for name in ("prompt", "duration", "seed", "last_frame_strength", "num_inference_steps"):
-        field = GenerationRequest.model_fields[name]
-        assert shown[field.description].get("value") == field.default
-    steps = shown[GenerationRequest.model_fields["num_inference_steps"].description]
-    assert (steps["minimum"], steps["maximum"]) == (1, 200)
+def png(seed: int = 0, width: int = 48, height: int = 32) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    stream = BytesIO()
+    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
 
 
-def test_the_model_is_loaded_once_and_not_before_the_first_clip(page: Page, tmp_path: Path) -> None:
-    tab = page.tab("load")
-    page.loaded.clear()
-    bad = tab.upload("note.png", b"not a picture")
-    assert "error" in tab.generate(first_frame=bad)
-    assert page.loaded == []
-    for _ in range(2):
-        assert "error" not in tab.generate()
-    assert page.loaded == [page.model]
+def test_the_page_is_one_document_that_asks_nobody_else(server: Server) -> None:
+    html = server.http.get("/").raise_for_status().text
+    assert "window.studio = " in html
+    assets = page_assets()
+    for content in (assets.css, assets.head):
+        assert not re.search(r"(https?:)?//[\w-]+\.\w", content.replace("http://www.w3.org", ""))
+    assert assets.theme._stylesheets == []
 
 
-def test_a_clip_is_made_from_both_pictures(page: Page, tmp_path: Path) -> None:
-    tab = page.tab("clip")
-    seed = 2**63 - 1  # a browser would round it
-    tab.start(
-        first_frame=tab.upload("one.png", png(tmp_path)),
-        last_frame=tab.upload("two.png", png(tmp_path)),
-        last_frame_strength=0.5,
-        seed=str(seed),
-    )
-    messages = list(tab.messages())
-    shown = [m["progress_data"][0] for m in messages if m["msg"] == "progress"]
-    assert (shown[-1]["index"], shown[-1]["length"], shown[-1]["unit"]) == (2, 2, "steps")
-    video, used_seed = messages[-1]["output"]["data"]
-    path = Path(video["path"])
-    assert path.is_relative_to(page.folder)
-    clip = read_clip(path)
-    assert clip.frames.shape[0] == 5
-    assert used_seed == str(seed)
-    assert clip.recipe is not None
-    assert clip.recipe["seed"] == seed
-    request = clip.recipe["request"]
-    assert request["prompt"] == "a red fox jumps"
-    assert request["last_frame_strength"] == 0.5
-    assert (request["first_frame"]["name"], request["last_frame"]["name"]) == ("one.png", "two.png")
-    assert tab.http.get(video["url"]).content == path.read_bytes()
+def test_a_job_is_made_from_two_pictures_and_a_sentence(server: Server) -> None:
+    tab = server.tab("make")
+    for role, seed in (("first_frame", 1), ("last_frame", 2)):
+        tab.form("file", role=role, path=tab.upload(f"{role}.png", png(seed)))
+    shown = tab.generate(prompt="a fox", seed="9", is_seed_locked=True, last_frame_strength=0.5)
+    (job,) = server.service.list(state="queued").jobs
+    assert job.request["prompt"] == "a fox"
+    assert (job.seed, job.request["last_frame_strength"]) == (9, 0.5)
+    names = [record["name"] for record in job.pictures.values()]
+    assert names == ["first_frame.png", "last_frame.png"]
+    assert shown["seed"] == "9"
+    assert shown["message"] == ""
 
 
-def test_equal_requests_never_share_a_file(page: Page) -> None:
-    tab = page.tab("twice")
-    one, two = (tab.generate(seed="7")["data"][0]["path"] for _ in range(2))
-    assert one != two
-    assert Path(one).is_file()
-    assert Path(two).is_file()
+def test_what_is_wrong_is_said_and_adds_nothing(server: Server) -> None:
+    tab = server.tab("wrong")
+    message = tab.generate(num_inference_steps=0)["message"]
+    assert "num_inference_steps must be at least 1, got 0" in message
+    assert 'role="alert"' in message
+    assert server.service.list().total == 0
+
+
+def test_a_full_queue_is_said(server: Server) -> None:
+    tab = server.tab("full")
+    for _ in range(3):
+        assert tab.generate()["message"] == ""
+    assert "3 jobs are waiting already" in tab.generate()["message"]
+
+
+def test_a_second_tab_and_a_reload_see_what_runs(server: Server) -> None:
+    server.tab("one").generate(prompt="a fox", num_inference_steps=2)
+    server.worker.claim()
+    server.worker.step(1)
+    for name in ("two", "reloaded"):
+        shown = server.tab(name).refresh()
+        assert "step 1 of 2" in shown["live"]
+        assert "data:image/jpeg;base64," in shown["preview"]
+        assert shown["stop"]["interactive"] is True
+    again = server.tab("two").refresh()  # the same session: nothing is new
+    assert is_skipped(again["live"])
+    files = list((server.folder / "gradio").rglob("*.jpg"))
+    server.tab("one").call("stop", [])
+    assert not server.worker.step(2)
+    assert files == []  # previews leave none
+
+
+def test_a_job_is_edited_in_the_form(server: Server) -> None:
+    tab = server.tab("edit")
+    tab.generate(prompt="old")
+    (job,) = server.service.list().jobs
+    shown = tab.form("edit", job=job.id)
+    assert shown["prompt"] == "old"
+    assert shown["generate"]["value"] == "Save changes"
+    assert tab.generate(prompt="new")["generate"]["value"] == "Generate"
+    (edited,) = server.service.list().jobs
+    assert (edited.id, edited.request["prompt"]) == (job.id, "new")
+
+
+def test_the_draft_comes_back(server: Server) -> None:
+    tab = server.tab("draft")
+    tab.form("file", role="first_frame", path=tab.upload("mine.png", png(3)))
+    values = default_values("pixeldance-mini") | {"prompt": "half a sentence", "model": "/etc"}
+    draft = [values[name] for name in WIDGETS]
+    shown = server.tab("again").call("load", [tab.pictures, draft])
+    assert shown["prompt"] == "half a sentence"
+    assert shown["model"] == "pixeldance-mini"
+    assert "mine.png" in shown["wells"]
+    sha256 = tab.pictures["first_frame"]["sha256"]
+    answer = server.http.get(f"{MEDIA}/pictures/{sha256}.jpg")
+    assert answer.headers["content-type"] == "image/jpeg"
+
+
+def test_only_uploads_are_taken(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(4))
+    event = {"do": "file", "role": "first_frame", "path": str(tmp_path / "secret.png")}
+    data = [None, None, *default_values("pixeldance-mini").values()]
+    answer = server.tab("thief").post("form", data, event)
+    assert answer.status_code == 500
+    assert "cannot be accessed" in answer.json()["error"]
+
+
+def test_a_finished_clip_can_be_had_in_every_form(server: Server) -> None:
+    job = server.made(server.tab("clip"))
+    files = server.service.clip_files(job.id)
+    base = f"{MEDIA}/clips/{job.id}/1"
+    for name, path in (("clip.mp4", files.clip), ("last.png", files.last_frame)):
+        assert server.http.get(f"{base}/{name}").content == path.read_bytes()
+    part = server.http.get(f"{base}/clip.mp4", headers={"Range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
+    with av.open(BytesIO(server.http.get(f"{base}/clip.webm").content)) as container:
+        assert len(list(container.decode(video=0))) == 5
+    with Image.open(BytesIO(server.http.get(f"{base}/clip.gif").content)) as gif:
+        assert gif.n_frames == 5
+    answer = server.http.get(f"{base}/frames.zip?download=1")
+    assert answer.headers["content-disposition"].startswith('attachment; filename="pixeldance-')
+    with zipfile.ZipFile(BytesIO(answer.content)) as archive:
+        last = archive.read("frame-0004.png")
+        with Image.open(BytesIO(last)) as given, Image.open(files.last_frame) as truth:
+            assert np.array_equal(np.asarray(given), np.asarray(truth))
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    "path",
     [
-        ({"seed": "abc"}, "seed must be a whole number, got 'abc'."),
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0."),
-        ({"last_frame_strength": 0.5}, "has no effect without a last_frame"),
-        ({"duration": 1000}, "at most 257 are allowed"),
+        "clips/000000000000/1/clip.mp4",
+        "clips/..%2f..%2fjobs.db/1/clip.mp4",
+        "clips/{job}/2/clip.mp4",
+        "clips/{job}/1/clip-1.mp4",
+        "clips/{job}/1/..%2fclip.mp4",
+        "pictures/..%2f..%2fjobs.jpg",
+        "pictures/" + "0" * 64 + ".jpg",
     ],
 )
-def test_a_wrong_value_is_said_in_one_line(
-    page: Page, values: dict[str, Any], message: str
-) -> None:
-    error = page.tab("wrong").generate(**values)["error"]
-    assert message in error
-    assert "\n" not in error
+def test_nothing_else_is_served(server: Server, path: str) -> None:
+    job = server.made(server.tab("serve"))
+    answer = server.http.get(f"{MEDIA}/{path.format(job=job.id)}")
+    assert answer.status_code in (400, 404, 422), answer.text
 
 
-def test_a_bad_picture_is_said_without_its_folder(page: Page) -> None:
-    tab = page.tab("bad")
-    error = tab.generate(last_frame=tab.upload("note.png", b"not a picture"))["error"]
-    assert error.startswith("Picture 'note.png' is not a picture in a known format")
-
-
-@pytest.mark.parametrize("meta", [{"meta": UPLOADED}, {}])
-def test_only_uploaded_files_are_read(page: Page, tmp_path: Path, meta: dict[str, Any]) -> None:
-    png(tmp_path)
-    tab = page.tab("foreign")
-    steps = len(page.model.steps)
-    output = tab.generate(first_frame={"path": str(tmp_path / "picture.png"), **meta})
-    assert "uploaded" in output["error"] if not meta else "data" not in output
-    assert len(page.model.steps) == steps
-
-
-def test_stop_acts_within_a_step_and_on_its_own_tab_only(page: Page) -> None:
-    page.model.steps.clear()
-    page.model.has_stepped.clear()
-    page.model.may_go_on.clear()
-    tab, waiting, other = (page.tab(name) for name in ("running", "waiting", "other"))
-    try:
-        tab.start(num_inference_steps=200)
-        assert page.model.has_stepped.wait(20)
-        other.call("stop", [])
-        waiting.start(num_inference_steps=200)
-        waiting.call("stop", [])
-        tab.call("stop", [])
-    finally:
-        page.model.may_go_on.set()
-    assert tab.result()["error"] == "Stopped. No clip was made."
-    assert waiting.result()["error"] == "Stopped. No clip was made."
-    assert page.model.steps == [1]
-    assert "error" not in tab.generate()
-
-
-def test_the_server_is_closed_to_others(page: Page) -> None:
-    (server,) = page.blocks.server.servers
-    assert {socket.getsockname()[0] for socket in server.sockets} == {"127.0.0.1"}
-    http = page.tab("closed").http
-    assert http.get("/").status_code == 200
-    for path in ("/", "/config", "/gradio_api/queue/data"):
-        assert http.get(path, headers={"Host": "attacker.example"}).status_code == 400
-    for path in ("/openapi.json", "/docs", "/redoc", "/gradio_api/runs"):
-        assert http.get(path).status_code == 404, path
-    assert http.get("/monitoring").status_code == 403
+def test_the_example_runs_at_once(server: Server) -> None:
+    tab = server.tab("example")
+    tab.call("act", [], {"do": "run_example"})
+    (job,) = server.service.list().jobs
+    assert job.request["prompt"].startswith("a glowing star")
+    assert set(job.pictures) == {"first_frame", "last_frame"}

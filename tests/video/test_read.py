@@ -4,7 +4,7 @@ import pytest
 from clip_helpers import make_recipe, moving_square
 
 from pixeldance.errors import DataError, InputError
-from pixeldance.video import read_clip, read_recipe, write_clip
+from pixeldance.video import read_clip, read_frame, read_recipe, write_clip
 
 
 @pytest.mark.parametrize("read", [read_clip, read_recipe])
@@ -130,3 +130,17 @@ def test_names_that_ffmpeg_would_obey_are_plain_names(tmp_path, monkeypatch):
     write_clip("concat:a|b.mp4", moving_square(5), fps=12)
     assert len(read_clip("concat:a|b.mp4").frames) == 5
     assert [entry.name for entry in tmp_path.iterdir()] == ["concat:a|b.mp4"]
+
+
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_one_frame_is_the_same_as_in_the_whole_clip(tmp_path, number):
+    path = write_clip(tmp_path / "clip.mp4", moving_square(5), fps=12)
+    frame = read_frame(path, number)
+    assert (frame.number, frame.num_frames) == (number % 5, 5)
+    assert np.array_equal(frame.picture, read_clip(path).frames[number])
+
+
+def test_a_frame_behind_the_end_is_an_input_error(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", moving_square(5), fps=12)
+    with pytest.raises(InputError, match="frames 0 to 4; there is no frame 5"):
+        read_frame(path, 5)

@@ -1,0 +1,1 @@
+"""The studio: parts of the page, each a view of the job service."""
