@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test app lint format eval-peers clean
+.PHONY: help demo test test-browser test-all app lint format eval-peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,13 @@ demo: $(STAMP) ## make a clip from two pictures and a sentence, in demo-output/
 test: $(STAMP) ## run the tests, but not those marked slow or gpu
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
-app: $(STAMP) ## serve the page on this machine and print its address
+test-browser: $(STAMP) ## run the quick tests of the page in Chromium, if it is installed
+	@$(BIN)/python -m pytest -q tests/server/test_studio_browser.py tests/video/test_browser_colours.py
+
+test-all: $(STAMP) ## run all tests, the slow ones too (minutes)
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+app: $(STAMP) ## open the studio page on this machine and print its address
 	@$(BIN)/python app.py
 
 lint: $(STAMP) ## check style, docstrings and types

@@ -23,7 +23,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from pixeldance.errors import InputError
-from pixeldance.models.refiner import GROUP, ReferenceRefiner
+from pixeldance.models.alignment import GROUP
+from pixeldance.models.refiner import ReferenceRefiner
 
 
 class References(NamedTuple):

@@ -1,62 +1,23 @@
 """The learned half of the codec's decoder: sharp frames from coarse ones and the given pictures.
 
 A projection onto few components loses detail, but a first or last picture still has it. For every
-coarse frame the refiner (1) finds, by global feature matching as in GMFlow, where in each reference
-picture its parts come from, (2) corrects those displacements with a few convolutions, (3) warps
-the sharp references accordingly and (4) lets a small U-Net choose, per pixel, between the warped
-references and the coarse frame, and add what neither has.
+coarse frame the refiner brings the sharp references into its place (``alignment.py``), and a small
+U-Net chooses, per pixel, between the warped references and the coarse frame, and adds what neither
+has.
 
 The four frames of one latent frame are refined together and independently of all others, so
 decoding a few latent frames at a time gives the same pictures as decoding all.
-
-References:
-    Xu et al. 2022, GMFlow, https://arxiv.org/abs/2111.13680 (section 3.2, global matching).
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
-GROUP = 4  # frames per latent frame
+from pixeldance.models.alignment import GROUP, Aligned, ReferenceAligner, ResidualBlock, zeroed
+
 _UNSHUFFLE = 4  # the U-Net works at 1/4 of the resolution
-_MATCH = 8  # matching and alignment work at 1/8 of the resolution
 _TIME_UNIT = 24.0  # frames that count as 1 in the time channels
-
-
-class Aligned(NamedTuple):
-    """References brought into the place of coarse frames.
-
-    Attributes:
-        pictures: ``(n, r, 4, 3, height, width)``, the warped references.
-        confidence: ``(n, r, 4, 1, height / 8, width / 8)``, the largest matching probability.
-    """
-
-    pictures: Tensor
-    confidence: Tensor
-
-
-class ResidualBlock(nn.Module):
-    """Pre-activation residual block with two 3 x 3 convolutions; starts as the identity."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_out = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features of the same shape, ``(batch, channels, height, width)``."""
-        hidden = self.conv_in(F.silu(self.norm(features)))
-        return features + self.conv_out(F.silu(hidden))
-
-
-def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def _stage(channels: int, depth: int = 2) -> nn.Sequential:
@@ -82,24 +43,7 @@ class ReferenceRefiner(nn.Module):
         pixels = 3 * _UNSHUFFLE**2
         fine, middle, coarse = channels
 
-        self.match = nn.Sequential(
-            nn.PixelUnshuffle(_MATCH),
-            nn.Conv2d(3 * _MATCH**2, match_channels, 1),
-            ResidualBlock(match_channels),
-            ResidualBlock(match_channels),
-            nn.Conv2d(match_channels, match_channels, 1),
-        )
-        self.log_temperature = nn.Parameter(torch.tensor(2.3))
-        self.nearness = nn.Parameter(torch.tensor(0.0))
-
-        self.align_in = nn.Conv2d(2 * 3 * _MATCH**2 + 4, align_channels, 1)
-        self.align = nn.Sequential(
-            _stage(align_channels),
-            nn.GroupNorm(8, align_channels),
-            nn.SiLU(),
-            _zeroed(nn.Conv2d(align_channels, 2, 3, padding=1)),
-        )
-
+        self.aligner = ReferenceAligner(match_channels, align_channels)
         self.enter = nn.Conv2d(GROUP * (3 * pixels + 2) + 4, fine, 1)
         self.down_fine = _stage(fine)
         self.to_middle = nn.Conv2d(fine, middle, 2, stride=2)
@@ -114,7 +58,7 @@ class ReferenceRefiner(nn.Module):
         self.leave = nn.Sequential(
             nn.GroupNorm(8, fine),
             nn.SiLU(),
-            _zeroed(nn.Conv2d(fine, 2 * GROUP * pixels, 1)),
+            zeroed(nn.Conv2d(fine, 2 * GROUP * pixels, 1)),
         )
 
     def forward(
@@ -138,7 +82,7 @@ class ReferenceRefiner(nn.Module):
             Refined frames like ``coarse`` and the aligned references.
         """
         mask = present[:, :, None, None, None, None]
-        aligned = self._aligned(coarse, references, coarse_references, mask)
+        aligned = self.aligner(coarse, references, coarse_references, offsets, present)
         confidence = rearrange(aligned.confidence * mask, "n r q 1 h w -> n (r q) h w")
         time = (offsets.to(coarse.dtype) / _TIME_UNIT) * present
         where = torch.cat([time, present.to(coarse.dtype)], dim=1)
@@ -178,60 +122,6 @@ class ReferenceRefiner(nn.Module):
         assert fine.shape[-2:] == (height, width), "sides must be multiples of 16"
         return self.leave(fine)
 
-    def _aligned(
-        self, coarse: Tensor, references: Tensor, coarse_references: Tensor, mask: Tensor
-    ) -> Aligned:
-        count, _, _, height, width = coarse.shape
-        flow, confidence = self._matched(coarse, coarse_references)
-        sharp = repeat(references, "n r c h w -> (n r q) c h w", q=GROUP)
-        warped = warp(sharp, _upsampled(flow, (height, width)))
-
-        frames = repeat(coarse, "n q c h w -> (n r q) c h w", r=2)
-        cells = (height // _MATCH, width // _MATCH)
-        there = repeat(mask[..., 0, 0], "n r 1 1 -> (n r q) 1 h w", q=GROUP, h=1, w=1)
-        inputs = torch.cat(
-            [
-                F.pixel_unshuffle(frames, _MATCH),
-                F.pixel_unshuffle(warped, _MATCH),
-                flow / 32,
-                confidence,
-                there.to(coarse.dtype).expand(-1, -1, *cells),
-            ],
-            dim=1,
-        )
-        hidden = self.align_in(_as_input(inputs, self.align_in))
-        flow = flow + 4.0 * self.align(hidden).float()
-        pictures = warp(sharp, _upsampled(flow, (height, width)))
-        shape = {"n": count, "r": 2, "q": GROUP}
-        return Aligned(
-            rearrange(pictures, "(n r q) c h w -> n r q c h w", **shape),
-            rearrange(confidence, "(n r q) c h w -> n r q c h w", **shape),
-        )
-
-    def _matched(self, coarse: Tensor, coarse_references: Tensor) -> tuple[Tensor, Tensor]:
-        """Displacement in pixels ``(n r 4, 2, height / 8, width / 8)`` and matching probability."""
-        rows, columns = coarse.shape[-2] // _MATCH, coarse.shape[-1] // _MATCH
-        queries = self.match(rearrange(coarse, "n q c h w -> (n q) c h w"))
-        keys = self.match(rearrange(coarse_references, "n r c h w -> (n r) c h w"))
-        queries = rearrange(
-            F.normalize(queries.float(), dim=1), "(n q) c h w -> n q (h w) c", q=GROUP
-        )
-        keys = rearrange(F.normalize(keys.float(), dim=1), "(n r) c h w -> n r (h w) c", r=2)
-
-        y, x = torch.meshgrid(
-            torch.arange(rows, device=coarse.device),
-            torch.arange(columns, device=coarse.device),
-            indexing="ij",
-        )
-        cells = torch.stack([x, y], dim=-1).flatten(0, 1).float()
-        distance = (cells[:, None] - cells[None]).square().sum(-1)
-        logits = torch.einsum("nqac,nrbc->nrqab", queries, keys) * self.log_temperature.exp()
-        weights = (logits - 0.01 * self.nearness.exp() * distance).softmax(dim=-1)
-        flow = torch.einsum("nrqab,bd->nrqad", weights, cells) - cells
-        flow = rearrange(flow, "n r q (h w) d -> (n r q) d h w", h=rows) * _MATCH
-        confidence = rearrange(weights.amax(dim=-1), "n r q (h w) -> (n r q) 1 h w", h=rows)
-        return flow, confidence
-
 
 def _as_input(features: Tensor, layer: nn.Conv2d) -> Tensor:
     """Channels last, in the dtype of the layer's weights (displacements are always float32)."""
@@ -243,33 +133,3 @@ def _to_pixels(features: Tensor) -> Tensor:
     return F.pixel_shuffle(
         rearrange(features, "n (q c) h w -> n q c h w", q=GROUP), upscale_factor=_UNSHUFFLE
     )
-
-
-def _upsampled(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(flow, size, mode="bilinear", align_corners=False)
-
-
-def warp(pictures: Tensor, flow: Tensor) -> Tensor:
-    """Fetch ``pictures[p + flow[p]]`` with bilinear interpolation, repeating the border.
-
-    Args:
-        pictures: ``(n, 3, height, width)``.
-        flow: ``(n, 2, height, width)``, x then y, in pixels.
-
-    Returns:
-        Float32 like ``pictures``.
-    """
-    height, width = pictures.shape[-2:]
-    y, x = torch.meshgrid(
-        torch.arange(height, device=flow.device, dtype=torch.float32),
-        torch.arange(width, device=flow.device, dtype=torch.float32),
-        indexing="ij",
-    )
-    grid = torch.stack(
-        [
-            (x + flow[:, 0].float()) * (2 / max(width - 1, 1)) - 1,
-            (y + flow[:, 1].float()) * (2 / max(height - 1, 1)) - 1,
-        ],
-        dim=-1,
-    )
-    return F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=True)

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixeldance.errors import CheckpointError
 from pixeldance.geometry import Size, latent_grid
-from pixeldance.models.refiner import GROUP, ReferenceRefiner
+from pixeldance.models.alignment import GROUP
+from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.training.config import BucketConfig, TrainConfig
 
 BACKWARD_FACTOR = 3

@@ -14,6 +14,7 @@ from pixeldance.diffusion.flow import add_noise, timesteps_of, velocity_target
 from pixeldance.diffusion.sampler import sample_euler
 from pixeldance.diffusion.schedule import SAMPLING_SHIFT, shift_sigmas, shifted_sigmas
 from pixeldance.instructions import place_keyframes
+from pixeldance.models.alignment import GROUP
 from pixeldance.models.codec import (
     LinearVideoCodec,
     References,
@@ -22,7 +23,6 @@ from pixeldance.models.codec import (
     grouped,
 )
 from pixeldance.models.perceptual import load_perceptual_distance
-from pixeldance.models.refiner import GROUP
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import sample_generator
@@ -154,6 +154,7 @@ class _Draw(NamedTuple):
 
     Attributes:
         present: Whether the first and the last picture are given.
+        dissolve: How far the latents are faded towards the crossfade of their ends, 0 to 1.
         disturbance: Added to the latents.
         groups: Latent frames that are refined.
         frames: Frame of each of those groups that is compared by LPIPS.
@@ -163,6 +164,7 @@ class _Draw(NamedTuple):
     """
 
     present: Tensor
+    dissolve: float
     disturbance: Tensor
     groups: Tensor
     frames: Tensor
@@ -216,6 +218,8 @@ class RefinerPart:
             pictures = torch.stack([video[:, :, 0], video[:, :, -1]], dim=1)
             positions = torch.tensor([[0, frames - 1]], device=video.device).expand(clips, -1)
             present = torch.stack([draw.present for draw in draws]).to(video.device)
+            dissolve = torch.tensor([draw.dissolve for draw in draws]).view(-1, 1, 1, 1, 1)
+            latents = torch.lerp(latents, _crossfade(latents), dissolve.to(video.device))
             latents = latents + torch.stack([draw.disturbance for draw in draws]).to(video.device)
             latents = self._with_estimates(latents, pictures, draws, batch.get("prompt_embeds"))
             groups = self.codec.unproject(denormalized(self.codec, latents))
@@ -234,10 +238,11 @@ class RefinerPart:
         )
         target = rearrange(grouped(video)[rows, slots], "b t q c h w -> (b t) q c h w")
         shown = repeat(present, "b r -> (b t) r 1 1 1 1", t=count)
-        warped = (aligned.pictures - target[:, None]).abs() * shown
         losses = (refined - target).abs().flatten(1).mean(1)
         losses = losses + weights.gradient_weight * _gradients(refined - target)
-        losses = losses + weights.aligned_weight * warped.flatten(1).mean(1)
+        for warped in (aligned.rough, aligned.pictures):
+            error = (warped - target[:, None]).abs() * shown
+            losses = losses + weights.aligned_weight * error.flatten(1).mean(1)
         if self.perceptual is not None:
             chosen = torch.cat([draw.frames for draw in draws])
             each = torch.arange(len(refined))
@@ -253,6 +258,8 @@ class RefinerPart:
         rng = sample_generator(sample_id, "refiner")
         which = float(torch.rand((), generator=rng))
         present = [which < 0.9, which < 0.7 or 0.9 <= which < 0.95]
+        # half of the clips dissolve on the way, as those of an unfinished transformer do
+        dissolve = max(0.0, 2 * float(torch.rand((), generator=rng)) - 1)
         level = float(torch.rand((), generator=rng)) ** 2 * weights.max_latent_noise
         disturbance = torch.randn(shape, generator=rng)
         if torch.rand((), generator=rng) >= 0.5:
@@ -262,10 +269,12 @@ class RefinerPart:
         frames = torch.randint(GROUP, (len(groups),), generator=rng)
         num_steps, noise = 0, None
         if self.transformer is not None and torch.rand((), generator=rng) < weights.estimated_share:
-            num_steps = int(torch.randint(2, 7, (), generator=rng))
+            num_steps = int(torch.randint(2, 5, (), generator=rng))
             noise = torch.randn(shape, generator=rng)
             present = [True, True]
-        return _Draw(torch.tensor(present), level * disturbance, groups, frames, num_steps, noise)
+        return _Draw(
+            torch.tensor(present), dissolve, level * disturbance, groups, frames, num_steps, noise
+        )
 
     def _with_estimates(
         self, latents: Tensor, pictures: Tensor, draws: list[_Draw], prompt_embeds: Tensor | None
@@ -318,6 +327,12 @@ class RefinerPart:
         assert codec.refiner is not None
         codec.refiner.load_state_dict(state)
         codec.save_pretrained(folder)
+
+
+def _crossfade(latents: Tensor) -> Tensor:
+    """Latents ``(b, c, t, h, w)`` that go straight from the first latent frame to the last."""
+    way = torch.linspace(0, 1, latents.shape[2], device=latents.device)[:, None, None]
+    return torch.lerp(latents[:, :, :1], latents[:, :, -1:], way)
 
 
 def _gradients(difference: Tensor) -> Tensor:

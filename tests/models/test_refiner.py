@@ -1,10 +1,10 @@
-"""The refiner: exact warps, a known answer before training, and nothing leaks between samples."""
+"""The refiner: a known answer before training, and nothing leaks between samples."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from pixeldance.models.refiner import ReferenceRefiner, warp
+from pixeldance.models.refiner import ReferenceRefiner
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -35,27 +35,6 @@ def make_inputs(present: list[list[bool]], height: int = 16, width: int = 32) ->
     )
 
 
-def constant_flow(x: float, y: float, height: int, width: int) -> Tensor:
-    return torch.tensor([x, y])[None, :, None, None].expand(1, 2, height, width)
-
-
-@pytest.mark.parametrize(("x", "y"), [(0, 0), (2, 0), (0, 3), (-3, 1)])
-def test_warping_by_whole_pixels_moves_them(x: int, y: int) -> None:
-    picture = noise(1, 3, 9, 12)
-    rows = (torch.arange(9) + y).clamp(0, 8)  # the border is repeated
-    columns = (torch.arange(12) + x).clamp(0, 11)
-    moved = picture[:, :, rows][:, :, :, columns]
-    warped = warp(picture, constant_flow(x, y, 9, 12))
-    torch.testing.assert_close(warped, moved, atol=1e-5, rtol=0)
-
-
-def test_warping_by_half_a_pixel_takes_the_mean() -> None:
-    picture = noise(1, 3, 8, 8)
-    warped = warp(picture, constant_flow(0.5, 0, 8, 8))
-    mean = (picture[..., :-1] + picture[..., 1:]) / 2
-    torch.testing.assert_close(warped[..., :-1], mean, atol=1e-5, rtol=0)
-
-
 def test_an_untrained_refiner_returns_the_coarse_frames_if_nothing_is_given() -> None:
     inputs = make_inputs([[False, False]])
     refined, _ = make_refiner(is_random=False)(*inputs)
@@ -78,7 +57,8 @@ def test_a_reference_equal_to_the_frames_is_matched_in_place() -> None:
     still = coarse[:, :1].expand(-1, 4, -1, -1, -1)
     references = still[:, :2]
     refiner = make_refiner(is_random=False)
-    refiner.log_temperature.data.fill_(6.0)  # certain of every match
+    for part in (refiner.aligner.log_temperature, refiner.aligner.log_temperature_between):
+        part.data.fill_(6.0)  # certain of every match
     refined, aligned = refiner(still, references, references, offsets, present)
     assert aligned.confidence.min() > 0.99
     torch.testing.assert_close(refined, still, atol=0.05, rtol=0)
@@ -114,7 +94,7 @@ def test_samples_do_not_see_each_other() -> None:
     together, _ = refiner(*inputs)
     for row in range(3):
         alone, _ = refiner(*(part[row : row + 1] for part in inputs))
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=0)
 
 
 def names_with_gradient(refiner: ReferenceRefiner) -> set[str]:
@@ -134,12 +114,20 @@ def test_gradient_reaches_every_weight_once_none_is_zero() -> None:
 
 
 def test_at_the_start_gradient_stops_at_the_layers_that_are_zero() -> None:
-    # The last layers of the U-Net and of the alignment are zero, and so is the second convolution
+    # The last layers of the U-Net and of the corrections are zero, and so is the second convolution
     # of every residual block: they learn first, and what lies before them from the next step on.
-    assert names_with_gradient(make_refiner(is_random=False)) == {
-        "log_temperature",
-        "nearness",
+    aligner = {
+        *(f"log_temperature{kind}" for kind in ("", "_between")),
+        *(f"nearness{kind}" for kind in ("", "_between")),
         *(f"match.{layer}.{kind}" for layer in (1, 4) for kind in ("weight", "bias")),
         *(f"match.{layer}.conv_out.{kind}" for layer in (2, 3) for kind in ("weight", "bias")),
-        *(f"{layer}.{kind}" for layer in ("align.3", "leave.2") for kind in ("weight", "bias")),
+        *(
+            f"{layer}.{kind}"
+            for layer in ("choose.7", "align.4", "sharpen.4")
+            for kind in ("weight", "bias")
+        ),
+    }
+    assert names_with_gradient(make_refiner(is_random=False)) == {
+        *(f"aligner.{name}" for name in aligner),
+        *(f"leave.2.{kind}" for kind in ("weight", "bias")),
     }

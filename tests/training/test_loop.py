@@ -221,7 +221,7 @@ def test_the_loss_of_one_batch_falls(tmp_path: Path, part: str) -> None:
     batch = next(iter(training_batches(config, codec, start=0)))
     optimizers = make_optimizers(trained.model, OptimizerConfig(learning_rate=0.02))
     losses = []
-    for _ in range(12):
+    for _ in range(30):
         loss = trained.loss(trained.model, batch).losses.mean()
         loss.backward()
         for optimizer in optimizers:

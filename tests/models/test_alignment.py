@@ -1,0 +1,108 @@
+"""Alignment: exact warps, and both hypotheses on pictures whose motion is known."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixeldance.models.alignment import Aligned, ReferenceAligner, warp
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def constant_flow(x: float, y: float, height: int, width: int) -> Tensor:
+    return torch.tensor([x, y])[None, :, None, None].expand(1, 2, height, width)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (2, 0), (0, 3), (-3, 1)])
+def test_warping_by_whole_pixels_moves_them(x: int, y: int) -> None:
+    picture = noise(1, 3, 9, 12)
+    rows = (torch.arange(9) + y).clamp(0, 8)  # the border is repeated
+    columns = (torch.arange(12) + x).clamp(0, 11)
+    moved = picture[:, :, rows][:, :, :, columns]
+    warped = warp(picture, constant_flow(x, y, 9, 12))
+    torch.testing.assert_close(warped, moved, atol=1e-5, rtol=0)
+
+
+def test_warping_by_half_a_pixel_takes_the_mean() -> None:
+    picture = noise(1, 3, 8, 8)
+    warped = warp(picture, constant_flow(0.5, 0, 8, 8))
+    mean = (picture[..., :-1] + picture[..., 1:]) / 2
+    torch.testing.assert_close(warped[..., :-1], mean, atol=1e-5, rtol=0)
+
+
+def aligned(
+    coarse: Tensor, references: Tensor, *, trust: float, last_frame: int = 8, slot: int = 1
+) -> Aligned:
+    """Align with a network that is certain of its matches and takes only one hypothesis.
+
+    Large ``trust`` takes the interpolated one, small ``trust`` the matched one.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        aligner = ReferenceAligner(match_channels=32, align_channels=8, choose_channels=16)
+    for temperature in (aligner.log_temperature, aligner.log_temperature_between):
+        temperature.data.fill_(7.0)
+    chosen: Tensor = aligner.choose[-1].bias.data
+    chosen[:2] = trust
+    offsets = torch.tensor([[-4 * slot, last_frame - 4 * slot]])
+    with torch.no_grad():
+        return aligner(coarse, references, references, offsets, torch.ones(1, 2, dtype=torch.bool))
+
+
+def moving(shift: int, side: int = 64) -> tuple[Tensor, Tensor]:
+    """Two views of one wide picture, the second ``shift`` pixels further right; and the picture."""
+    wide = noise(3, side, side + shift, seed=5)
+    return torch.stack([wide[..., :side], wide[..., shift:]])[None], wide
+
+
+def test_without_coarse_frames_motion_between_the_references_is_uniform() -> None:
+    references, wide = moving(16)
+    blank = torch.zeros(1, 4, 3, 64, 64)
+    # frames 1 to 4 of a clip of 9: frame q + 1 is (q + 1) / 8 of the way, 2 pixels per frame
+    made = aligned(blank, references, trust=30.0).pictures[0]
+    inner = slice(24, 40)  # away from the borders, where something has no match
+    for q in range(4):
+        truth = wide[..., 2 * (q + 1) :][..., :64]
+        for reference in range(2):
+            torch.testing.assert_close(
+                made[reference, q][:, inner, inner], truth[:, inner, inner], atol=0.05, rtol=0
+            )
+
+
+def test_the_first_latent_frame_is_all_frame_zero() -> None:
+    references, _ = moving(16)
+    blank = torch.zeros(1, 4, 3, 64, 64)
+    made = aligned(blank, references, trust=30.0, slot=0).pictures[0, 0]
+    inner = slice(24, 40)
+    for q in range(4):
+        torch.testing.assert_close(
+            made[q][:, inner, inner], references[0, 0][:, inner, inner], atol=0.05, rtol=0
+        )
+
+
+def test_coarse_frames_that_show_the_motion_are_followed_whatever_the_references_do() -> None:
+    references, wide = moving(16)
+    # motion is not uniform here: frames 1 to 4 already stand where the last picture does
+    coarse = references[:, 1:].expand(-1, 4, -1, -1, -1)
+    made = aligned(coarse, references, trust=-30.0).pictures[0]
+    inner = slice(24, 40)
+    for q in range(4):
+        torch.testing.assert_close(
+            made[0, q][:, inner, inner], wide[:, inner, 16:][..., inner], atol=0.05, rtol=0
+        )
+
+
+def test_with_one_reference_only_matching_is_left() -> None:
+    references, _ = moving(16)
+    coarse = references[:, :1].expand(-1, 4, -1, -1, -1)
+    aligner = ReferenceAligner(match_channels=32, align_channels=8, choose_channels=16)
+    offsets = torch.tensor([[-4, 4]])
+    present = torch.tensor([[True, False]])
+    with torch.no_grad():
+        before = aligner(coarse, references, references, offsets, present)
+        chosen: Tensor = aligner.choose[-1].bias.data
+        chosen[:2] = 30.0
+        after = aligner(coarse, references, references, offsets, present)
+    assert torch.equal(before.pictures[:, 0], after.pictures[:, 0])
