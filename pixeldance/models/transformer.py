@@ -10,34 +10,25 @@ Wan LoRAs load here, and a checkpoint saved here loads there. What differs is ho
 
 References:
     Wan, https://arxiv.org/abs/2503.20314 (the network);
-    DiT, https://arxiv.org/abs/2212.09748 (adaptive layer norm);
-    RoFormer, https://arxiv.org/abs/2104.09864 (rotary position embedding).
+    DiT, https://arxiv.org/abs/2212.09748 (adaptive layer norm).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks._helpers import (
-    AttentionProcessorMetadata,
-    AttentionProcessorRegistry,
-    TransformerBlockMetadata,
-    TransformerBlockRegistry,
-)
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
-from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
@@ -46,25 +37,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from pixeldance.errors import ConfigError, InputError
-from pixeldance.models.context import BlockContext, KeysValues, TextContext, collapse_padding
+from pixeldance.models.attention import PixelDanceAttention
+from pixeldance.models.context import BlockContext, TextContext, collapse_padding
+from pixeldance.models.embeddings import ConditionEmbedding, RotaryPositions, TimeEmbedding
 
 __all__ = ["PixelDanceTransformer3DModel", "TextContext"]
-
-
-class TimeEmbedding(NamedTuple):
-    """Timesteps as the blocks see them.
-
-    Attributes:
-        modulation: ``rows 6 dim``, added to each block's ``scale_shift_table``.
-        row_of_token: ``batch tokens`` index into the rows, or None when row = batch element.
-    """
-
-    modulation: Tensor
-    row_of_token: Tensor | None = None
-
-    def broadcast(self, per_row: Tensor) -> Tensor:
-        """Spread ``rows dim`` over the tokens: ``batch 1 dim`` or ``batch tokens dim``."""
-        return per_row.unsqueeze(1) if self.row_of_token is None else per_row[self.row_of_token]
 
 
 def modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -76,257 +53,6 @@ def modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> 
 def gated_residual(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """``tokens + update * gate`` in float32, rounded once to the dtype of ``tokens``."""
     return torch.addcmul(tokens.float(), update.float(), gate).to(tokens.dtype)
-
-
-def rotate(tokens: Tensor, rotary_emb: Tensor) -> Tensor:
-    """Rotate channel pairs (2i, 2i + 1) by their angles (RoFormer, equation 34), in float32.
-
-    Args:
-        tokens: ``batch tokens heads head_dim``.
-        rotary_emb: Cosine and sine of the angles, ``1 tokens 1 head_dim/2 2``.
-
-    Returns:
-        The rotated tokens, in their own dtype.
-    """
-    pairs = tokens.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # fuses real arithmetic, has no code for complex numbers
-        (even, odd), (cos, sin) = pairs.unbind(-1), rotary_emb.unbind(-1)
-        rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    else:  # one pass instead of eight
-        product = torch.view_as_complex(pairs) * torch.view_as_complex(rotary_emb)
-        rotated = torch.view_as_real(product)
-    return rotated.flatten(-2).to(tokens.dtype)
-
-
-class QKNorm(nn.RMSNorm):
-    """RMS norm over all heads together, in float32, keeping the input's dtype under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
-        normed = F.rms_norm(x.float(), self.normalized_shape, eps=self.eps)
-        return (normed * self.weight).to(x.dtype)
-
-
-class PixelDanceAttnProcessor:
-    """Computes self attention (with rotary positions) and cross attention (text plus pictures)."""
-
-    # Set by diffusers' set_attention_backend and enable_parallelism.
-    _attention_backend: Any = None
-    _parallel_config: Any = None
-
-    def __call__(
-        self,
-        attn: PixelDanceAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: BlockContext | None = None,
-        rotary_emb: Tensor | None = None,
-    ) -> Tensor:
-        """Attend and project; the result has the shape of ``hidden_states``."""
-        if encoder_hidden_states is None:
-            attended = self._attend_to_video(attn, hidden_states, rotary_emb)
-        else:
-            attended = self._attend_to_context(attn, hidden_states, encoder_hidden_states)
-        attended = attended.flatten(2, 3).type_as(hidden_states)
-        projection, dropout = attn.to_out
-        return dropout(projection(attended))
-
-    def _attend_to_video(
-        self, attn: PixelDanceAttention, hidden_states: Tensor, rotary_emb: Tensor | None
-    ) -> Tensor:
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            query, key, value = (to(hidden_states) for to in (attn.to_q, attn.to_k, attn.to_v))
-        query, key = attn.split_heads(attn.norm_q(query)), attn.split_heads(attn.norm_k(key))
-        if rotary_emb is not None:
-            query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
-        return dispatch_attention_fn(
-            query,
-            key,
-            attn.split_heads(value),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-
-    def _attend_to_context(
-        self, attn: PixelDanceAttention, hidden_states: Tensor, context: BlockContext
-    ) -> Tensor:
-        query = attn.split_heads(attn.norm_q(attn.to_q(hidden_states)))
-        text, image, bias = attn.project_context(context)
-        # Flash kernels take no bias; with one, attention runs on PyTorch's own.
-        backend = self._attention_backend if bias is None else AttentionBackendName.NATIVE
-        if bias is not None:
-            bias = bias.to(query.dtype)
-        # Every rank holds the whole context: no parallel_config here.
-        attended = dispatch_attention_fn(query, *text, attn_mask=bias, backend=backend)
-        if image is not None:
-            attended = attended + dispatch_attention_fn(
-                query, *image, backend=self._attention_backend
-            )
-        return attended
-
-
-class PixelDanceAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head attention with normalised queries and keys; names as in Wan's state dict."""
-
-    _default_processor_cls = PixelDanceAttnProcessor
-    _available_processors: ClassVar = [PixelDanceAttnProcessor]
-    use_bias = True  # read by AttentionModuleMixin.fuse_projections
-    processor: PixelDanceAttnProcessor
-    to_qkv: nn.Linear  # while fused, in self attention
-    to_kv: nn.Linear  # while fused, in cross attention
-    add_k_proj: nn.Linear  # these three only with pictures
-    add_v_proj: nn.Linear
-    norm_added_k: QKNorm
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        eps: float,
-        is_cross_attention: bool,
-        added_kv_proj_dim: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        self.is_cross_attention = is_cross_attention
-        self.to_q = nn.Linear(dim, dim)
-        self.to_k = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
-        self.norm_q = QKNorm(dim, eps=eps)
-        self.norm_k = QKNorm(dim, eps=eps)
-        if added_kv_proj_dim is not None:
-            self.add_k_proj = nn.Linear(added_kv_proj_dim, dim)
-            self.add_v_proj = nn.Linear(added_kv_proj_dim, dim)
-            self.norm_added_k = QKNorm(dim, eps=eps)
-        self.processor = PixelDanceAttnProcessor()
-
-    def split_heads(self, tokens: Tensor) -> Tensor:
-        """``batch tokens dim`` to ``batch tokens heads head_dim``."""
-        return tokens.unflatten(-1, (self.heads, -1))
-
-    def project_context(self, context: BlockContext) -> BlockContext:
-        """Turn the tokens of a context into keys and values, unless it holds those already."""
-        text, image, bias = context
-        if isinstance(text, Tensor):
-            if self.fused_projections:
-                key, value = self.to_kv(text).chunk(2, dim=-1)
-            else:
-                key, value = self.to_k(text), self.to_v(text)
-            text = KeysValues(self.split_heads(self.norm_k(key)), self.split_heads(value))
-        if isinstance(image, Tensor):
-            key, value = self.norm_added_k(self.add_k_proj(image)), self.add_v_proj(image)
-            image = KeysValues(self.split_heads(key), self.split_heads(value))
-        return BlockContext(text, image, bias)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: BlockContext | None = None,
-        rotary_emb: Tensor | None = None,
-    ) -> Tensor:
-        """Attend to the video itself, or to a context if one is given."""
-        return self.processor(self, hidden_states, encoder_hidden_states, rotary_emb)
-
-
-class RotaryPositions(nn.Module):
-    """Angles of the rotary embedding over (frame, row, column); no weights, no buffers."""
-
-    def __init__(self, head_dim: int, patch_size: tuple[int, int, int], max_seq_len: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.max_seq_len = max_seq_len
-        side = 2 * (head_dim // 6)
-        self.axis_dims = (head_dim - 2 * side, side, side)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Cosine and sine of the angles of a latent video, ``1 tokens 1 head_dim/2 2`` float32."""
-        grid = [n // p for n, p in zip(hidden_states.shape[2:], self.patch_size, strict=True)]
-        if max(grid) > self.max_seq_len:
-            raise InputError(
-                f"The video has {grid[0]} x {grid[1]} x {grid[2]} patches, at most "
-                f"{self.max_seq_len} per axis are allowed. Ask for a shorter or smaller video."
-            )
-        device = hidden_states.device
-        precise = torch.float32 if device.type == "mps" else torch.float64
-        angles = []
-        for axis, (length, dim) in enumerate(zip(grid, self.axis_dims, strict=True)):
-            frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=precise, device=device) / dim)
-            positions = torch.arange(length, dtype=precise, device=device)
-            shape = [length if i == axis else 1 for i in range(3)]
-            angle = torch.outer(positions, frequencies).view(*shape, -1)
-            angles.append(angle.expand(*grid, -1))
-        table = torch.cat(angles, dim=-1).reshape(1, math.prod(grid), 1, -1)
-        return torch.stack([table.cos(), table.sin()], dim=-1).float()
-
-
-class ImageEmbedding(nn.Module):
-    """Maps CLIP tokens of the given pictures to the width of the transformer."""
-
-    def __init__(self, in_features: int, out_features: int, pos_embed_seq_len: int | None) -> None:
-        super().__init__()
-        self.norm1 = FP32LayerNorm(in_features)
-        self.ff = FeedForward(in_features, out_features, mult=1, activation_fn="gelu")
-        self.norm2 = FP32LayerNorm(out_features)
-        self.pos_embed = None
-        if pos_embed_seq_len is not None:
-            self.pos_embed = nn.Parameter(torch.zeros(1, pos_embed_seq_len, in_features))
-
-    def forward(self, image_tokens: Tensor) -> Tensor:
-        """``batch image_seq image_dim`` to ``batch image_seq dim``."""
-        if self.pos_embed is not None:
-            image_tokens = image_tokens + self.pos_embed
-        return self.norm2(self.ff(self.norm1(image_tokens)))
-
-
-class ConditionEmbedding(nn.Module):
-    """Embeds timesteps, text and picture tokens."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        freq_dim: int,
-        text_dim: int,
-        image_dim: int | None,
-        pos_embed_seq_len: int | None,
-    ) -> None:
-        super().__init__()
-        self.timesteps_proj = Timesteps(freq_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedder = TimestepEmbedding(freq_dim, dim)
-        self.act_fn = nn.SiLU()
-        self.time_proj = nn.Linear(dim, 6 * dim)
-        self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
-        self.image_embedder = None
-        if image_dim is not None:
-            self.image_embedder = ImageEmbedding(image_dim, dim, pos_embed_seq_len)
-
-    def embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, TimeEmbedding]:
-        """Embed each distinct timestep once.
-
-        Args:
-            timestep: ``batch`` or ``batch tokens``.
-            dtype: What the blocks compute in.
-
-        Returns:
-            The embedding ``rows dim`` for the output layer and the one for the blocks.
-        """
-        row_of_token = None
-        if timestep.ndim == 2:
-            timestep, row_of_token = timestep.unique(return_inverse=True)
-        weight_dtype = self.time_embedder.linear_1.weight.dtype
-        # 1000 levels are too fine for bfloat16: this small part ignores autocast, as in Wan.
-        device = timestep.device.type
-        has_autocast = torch.amp.is_autocast_available(device)  # the meta device has none
-        with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
-            frequencies = self.timesteps_proj(timestep)
-            if weight_dtype.is_floating_point:
-                frequencies = frequencies.to(weight_dtype)
-            embedding = self.time_embedder(frequencies).to(dtype)
-        modulation = self.time_proj(self.act_fn(embedding)).unflatten(-1, (6, -1))
-        return embedding, TimeEmbedding(modulation, row_of_token)
 
 
 class PixelDanceTransformerBlock(nn.Module):
@@ -646,15 +372,7 @@ class PixelDanceTransformer3DModel(
         return video.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _unchanged(_attention: nn.Module, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    """What a skipped attention returns (diffusers' layer-skip hook)."""
-    return hidden_states
-
-
 # diffusers' caches only work on blocks that it knows.
 TransformerBlockRegistry.register(
     PixelDanceTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0)
-)
-AttentionProcessorRegistry.register(
-    PixelDanceAttnProcessor, AttentionProcessorMetadata(skip_processor_output_fn=_unchanged)
 )
