@@ -8,7 +8,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 from pixeldance.errors import InputError
@@ -68,12 +67,7 @@ class JobStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def version(self) -> tuple[int, int]:
