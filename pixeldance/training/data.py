@@ -4,7 +4,7 @@ import hashlib
 import math
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,18 +111,7 @@ class _World(Dataset[dict[str, Tensor]]):
         bucket = plan.bucket
         aspect = bucket.width / bucket.height
         scenes = [_drawn_scene(world, number, aspect, self.config.simple_share) for number in mine]
-        videos = torch.stack(
-            [
-                world.render(
-                    scene,
-                    height=bucket.height,
-                    width=bucket.width,
-                    num_frames=bucket.num_frames,
-                    fps=self.config.fps,
-                ).transpose(0, 1)
-                for scene in scenes
-            ]
-        )
+        videos = render_clips(world, scenes, bucket, self.config.fps)
         captions = [describe(scene, number) for scene, number in zip(scenes, mine, strict=True)]
         if self.config.part == "refiner":
             batch: dict[str, Any] = {"video": (videos * 255).round().to(torch.uint8)}
@@ -168,6 +157,33 @@ class _World(Dataset[dict[str, Tensor]]):
             latent_width=clean.shape[4],
         )
         return {"clean_latents": clean, "conditions": conditions.stacked(), "keep": keep}
+
+
+def render_clips(
+    world: StickerWorld, scenes: Sequence[Scene], bucket: BucketConfig, fps: int
+) -> Tensor:
+    """Draw scenes as clips of one shape.
+
+    Args:
+        world: Where they are.
+        scenes: One a clip.
+        bucket: Size and length.
+        fps: Frames per second.
+
+    Returns:
+        ``(clips, 3, frames, height, width)`` in [0, 1].
+    """
+    videos = [
+        world.render(
+            scene,
+            height=bucket.height,
+            width=bucket.width,
+            num_frames=bucket.num_frames,
+            fps=fps,
+        )
+        for scene in scenes
+    ]
+    return torch.stack(videos).transpose(1, 2)
 
 
 def _drawn_scene(world: StickerWorld, number: int, aspect: float, simple_share: float) -> Scene:

@@ -33,7 +33,7 @@ from pixeldance.instructions import place_keyframes
 from pixeldance.models.codec import LinearVideoCodec, References, decode_latents, encode_pictures
 from pixeldance.models.text import encode_prompts, load_text_encoder
 from pixeldance.training.config import TrainConfig
-from pixeldance.training.data import sample_generator
+from pixeldance.training.data import render_clips, sample_generator
 from pixeldance.training.log import bucket_name
 from pixeldance.video.files import new_files
 from pixeldance.video.sheet import contact_sheet, sheet_frames
@@ -145,18 +145,7 @@ class Validation:
         seeds = range(self.config.validation_clips)
         scenes = [world.sample_scene(seed, aspect=bucket.width / bucket.height) for seed in seeds]
         captions = [describe(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
-        videos = torch.stack(
-            [
-                world.render(
-                    scene,
-                    height=bucket.height,
-                    width=bucket.width,
-                    num_frames=bucket.num_frames,
-                    fps=self.config.fps,
-                ).transpose(0, 1)
-                for scene in scenes
-            ]
-        ).to(device)
+        videos = render_clips(world, scenes, bucket, self.config.fps).to(device)
         videos = videos * 2 - 1
         clean = encode_pictures(self._codec, videos)
         noise = [
