@@ -1,11 +1,13 @@
-"""A worker that fades from the first picture to the last: real clips, without a model."""
+"""What tests of the page share: a browser at it, and a worker that makes clips without a model."""
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
 from server_helpers import HandWorker
 
 from pixeldance.geometry import Size, fit_picture, resolve_size
@@ -15,6 +17,71 @@ from pixeldance.jobs.pictures import save_thumbnail
 from pixeldance.pictures import load_picture
 from pixeldance.request import GenerationRequest
 from pixeldance.video import build_recipe, frames_sha256, write_clip
+
+DESKTOP, PHONE = 1280, 390
+"""Widths of a window in pixels."""
+
+UI_TIMEOUT_MS = 120_000
+"""Only a hang reaches it."""
+
+expect.set_options(timeout=UI_TIMEOUT_MS)
+
+_AS_DROPPED = """([name, content]) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([new Uint8Array(content)], name));
+    return transfer;
+}"""
+
+
+class Visitor:
+    """Somebody with a browser at the page, and what the browser asked of other hosts.
+
+    Args:
+        browser: The browser.
+        address: The page's, with a slash at its end.
+        script: JavaScript that runs in every tab before the page's own.
+    """
+
+    def __init__(self, browser: Browser, address: str, *, script: str = "") -> None:
+        self._browser = browser
+        self._address = address
+        self._script = script
+        self.foreign: list[str] = []
+        self.errors: list[str] = []
+
+    def open(self, width: int = DESKTOP) -> Page:
+        """The page in a window of a browser that has never seen it."""
+        context = self._browser.new_context(viewport={"width": width, "height": 844})
+        context.set_default_timeout(UI_TIMEOUT_MS)
+        context.add_init_script(self._script)
+        context.on("weberror", lambda error: self.errors.append(str(error.error)))
+        context.on("request", self._note)
+        return self.open_tab(context)
+
+    def open_tab(self, context: BrowserContext) -> Page:
+        """The page in one more tab of a window."""
+        page = context.new_page()
+        page.goto(self._address)
+        expect(page.locator("#summary")).to_contain_text("frames at")
+        return page
+
+    def _note(self, request: Request) -> None:
+        if not request.url.startswith((self._address, "data:", "blob:")):
+            self.foreign.append(request.url)
+
+
+def drop(page: Page, selector: str, path: Path) -> None:
+    """Drop a file on an element of the page."""
+    content = [path.name, list(path.read_bytes())]
+    page.dispatch_event(
+        selector, "drop", {"dataTransfer": page.evaluate_handle(_AS_DROPPED, content)}
+    )
+
+
+def drop_picture(page: Page, role: str, path: Path) -> None:
+    """Drop a picture on a well; returns when it is there."""
+    drop(page, f"[data-well={role}]", path)
+    expect(page.locator(f"[data-well={role}] .st-view")).to_be_visible()
 
 
 class FadingWorker(HandWorker):

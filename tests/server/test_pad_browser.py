@@ -1,6 +1,5 @@
 """The drawing pad in a real browser, on a bare page: what it does to the pixels."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from pixeldance.pictures import load_picture
 from pixeldance.server.studio.pad import (
@@ -34,17 +33,6 @@ window.escapes = 0;
 addEventListener("keydown", (event) => {{ if (event.key === "Escape") window.escapes++; }});
 </script>"""
 RED = (224, 49, 49)  # what the brush starts with
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on the path: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Pad:

@@ -1,6 +1,5 @@
 """The page in a real browser: what a person does and sees, from dropped pictures to a clip."""
 
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +8,9 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 from server_helpers import listening
-from studio_helpers import FadingWorker
+from studio_helpers import PHONE, FadingWorker, Visitor, drop, drop_picture
 
 from pixeldance.jobs import JobService, JobStore
 from pixeldance.server.app import create_app
@@ -20,55 +19,33 @@ from pixeldance.server.settings import ServerSettings
 pytestmark = pytest.mark.slow
 
 STEP_S = 0.02
-expect.set_options(timeout=60_000)
+
+WHAT_COVERS_THE_BAR = """() => {
+    const bar = document.querySelector("#bar");
+    for (let y = 0; y < document.documentElement.scrollHeight; y += 8) {
+        scrollTo(0, y);
+        const box = bar.getBoundingClientRect();
+        const top = document.elementFromPoint(box.left + 30, box.top + 20);
+        if (!bar.contains(top)) return top.outerHTML;
+    }
+    return null;
+}"""
+"""What lies before the bar with the buttons at some height of the page, if anything does."""
 
 
-class Studio:
-    """A server with a worker that takes its time, and what the browser asked of it."""
+class Studio(Visitor):
+    """A visitor of a server whose worker takes its time."""
 
     def __init__(
-        self, folder: Path, service: JobService, http: httpx.Client, worker: FadingWorker
+        self, browser: Browser, service: JobService, http: httpx.Client, worker: FadingWorker
     ) -> None:
+        super().__init__(browser, f"{str(http.base_url).rstrip('/')}/")
         self.worker = worker
-        self.folder = folder
         self.service = service
-        self.address = str(http.base_url)
-        self.foreign: list[str] = []
-        self.errors: list[str] = []
-
-    def open(self, browser: Browser, width: int = 1280) -> Page:
-        page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
-        page.set_default_timeout(60_000)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((self.address, "data:", "blob:"))
-                else self.foreign.append(request.url)
-            ),
-        )
-        page.goto(self.address)
-        expect(page.locator("#summary")).to_contain_text("frames at")
-        return page
-
-    def files(self) -> set[Path]:
-        return set((self.folder / "gradio").rglob("*"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on the path: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
-def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+def studio(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     (tmp_path / "gradio").mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     is_over = threading.Event()
@@ -83,7 +60,7 @@ def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
             thread = threading.Thread(target=work)
             thread.start()
             try:
-                yield Studio(tmp_path, service, http, worker)
+                yield Studio(browser, service, http, worker)
             finally:
                 is_over.set()
                 worker.may_go_on.set()
@@ -103,22 +80,15 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def give(page: Page, role: str, path: Path) -> None:
-    page.set_input_files(f"#wells [data-file={role}]", path)
-    expect(page.locator(f"[data-well={role}] .st-view")).to_be_visible()
-
-
-def test_from_two_pictures_to_a_clip_and_on(
-    browser: Browser, studio: Studio, pictures: list[Path]
-) -> None:
-    page = studio.open(browser)
-    give(page, "first_frame", pictures[0])
-    give(page, "last_frame", pictures[1])
+def test_from_two_pictures_to_a_clip_and_on(studio: Studio, pictures: list[Path]) -> None:
+    page = studio.open()
+    expect(page.locator("#generate")).to_be_in_viewport(ratio=1)  # without scrolling
+    drop_picture(page, "first_frame", pictures[0])
+    page.set_input_files("#wells [data-file=last_frame]", pictures[1])  # chosen, not dropped
     expect(page.locator("#wells .st-warning")).to_contain_text("different shapes (1.00 and 2.00")
     page.fill("#prompt textarea", "a <b>fox</b>")
     page.fill("#duration input", "1")
     expect(page.locator("#summary")).to_contain_text("13 frames at 12 per second = 1.08 s")
-    before = studio.files()
     studio.worker.may_go_on.clear()
     page.keyboard.press("Control+Enter")
     strip = page.locator(".st-strip")
@@ -129,13 +99,12 @@ def test_from_two_pictures_to_a_clip_and_on(
     expect(page.locator("#live")).to_contain_text("a <b>fox</b>")
     expect(page.locator("#prompt textarea")).to_have_value("a <b>fox</b>")
     expect(page.locator("#wells .st-view")).to_have_count(2)
-    expect(studio.open(browser).locator(".st-row.st-running")).to_be_visible()
+    expect(studio.open().locator(".st-row.st-running")).to_be_visible()
 
     studio.worker.may_go_on.set()
     video = page.locator("#viewer video")
     expect(video).to_be_visible()
     page.wait_for_function("document.querySelector('#viewer video').readyState >= 2")
-    assert studio.files() == before
     expect(page.locator("#viewer .st-badges")).to_contain_text("Last frame exact")
     page.get_by_role("button", name="Continue from the last frame").click()
     expect(page.locator("[data-well=first_frame]")).to_contain_text("-last.png")
@@ -144,8 +113,8 @@ def test_from_two_pictures_to_a_clip_and_on(
     assert studio.errors == []
 
 
-def test_escape_stops_within_a_step(browser: Browser, studio: Studio) -> None:
-    page = studio.open(browser)
+def test_escape_stops_within_a_step(studio: Studio) -> None:
+    page = studio.open()
     studio.worker.may_go_on.clear()
     page.get_by_role("button", name="Run the example").click()
     expect(page.locator("#stop")).to_be_enabled()
@@ -156,36 +125,26 @@ def test_escape_stops_within_a_step(browser: Browser, studio: Studio) -> None:
     expect(page.locator("#stop")).to_be_disabled()
 
 
-def test_nothing_is_wider_than_a_phone(
-    browser: Browser, studio: Studio, pictures: list[Path]
-) -> None:
-    page = studio.open(browser, width=390)
-    give(page, "first_frame", pictures[1])
+def test_nothing_is_wider_than_a_phone(studio: Studio, pictures: list[Path]) -> None:
+    page = studio.open(PHONE)
+    drop_picture(page, "first_frame", pictures[1])
     page.fill("#prompt textarea", "fail")
     for _ in range(3):
         page.locator("#generate").click()
     expect(page.locator(".st-row")).to_have_count(3)
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE
+    assert page.evaluate(WHAT_COVERS_THE_BAR) is None
     for name in ("#generate", "#stop"):
         expect(page.locator(name)).to_be_in_viewport()
     expect(page.locator(".st-row.st-failed").first).to_contain_text("too little memory")
 
 
-def test_a_clip_dropped_on_the_page_brings_its_settings(browser: Browser, studio: Studio) -> None:
-    page = studio.open(browser)
+def test_a_clip_dropped_on_the_page_brings_its_settings(studio: Studio) -> None:
+    page = studio.open()
     page.get_by_role("button", name="Run the example").click()
     expect(page.locator(".st-card")).to_be_visible()
     (job,) = studio.service.list().jobs
-    content = list(studio.service.clip_files(job.id).clip.read_bytes())
-    dropped = page.evaluate_handle(
-        """content => {
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([new Uint8Array(content)], "made.mp4"));
-            return transfer;
-        }""",
-        content,
-    )
-    page.dispatch_event("#masthead", "drop", {"dataTransfer": dropped})
+    drop(page, "#masthead", studio.service.clip_files(job.id).clip)
     expect(page.locator("#message")).to_contain_text("The settings of the clip are in the form.")
     expect(page.locator("#prompt textarea")).to_have_value(job.request["prompt"])
     expect(page.locator("#seed textarea, #seed input").first).to_have_value(str(job.seed))

@@ -11,7 +11,7 @@ from PIL import Image
 from studio_helpers import FadingWorker
 
 from pixeldance.geometry import Size
-from pixeldance.jobs import Job, JobService, Preview
+from pixeldance.jobs import Job, JobService, Phase, Preview
 from pixeldance.server.settings import ServerSettings
 from pixeldance.server.studio.context import StudioContext, View
 from pixeldance.server.studio.drafts import DraftPicture
@@ -164,12 +164,19 @@ def test_a_failed_job_says_why_and_can_be_put_back(
 
 def test_progress_is_told_in_words(service: JobService, fading: FadingWorker) -> None:
     job = added(service)
-    assert "1 in the queue" in live_html(None, None, num_waiting=1)
+    assert "1 in the queue" in live_html(None, None, num_waiting=1, has_clip=True)
+    assert "press Generate" in live_html(None, None, num_waiting=0)
+    assert live_html(None, None, num_waiting=0, has_clip=True) == ""
     fading.claim()
     fading.step(1)
     html = live_html(service.get(job.id), service.event(job.id), num_waiting=0)
     assert 'max="2" value="1"' in html
     assert "Making the clip · step 1 of 2 · 0.5 s per step · 0.5 s left" in html
+    fading.step(2, phase=Phase.DECODING)  # it takes time that nobody knows
+    html = live_html(service.get(job.id), service.event(job.id), num_waiting=0)
+    assert "Decoding · step 2 of 2" in html
+    assert "left" not in html
+    fading.step(1)
     service.pause(job.id)
     assert "Paused · step 1 of 2" in live_html(
         service.get(job.id), service.event(job.id), num_waiting=0

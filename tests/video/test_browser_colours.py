@@ -5,14 +5,12 @@ Players guess the colour matrix of untagged files from the height, so both sides
 """
 
 import base64
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from pixeldance.video import write_clip
 
@@ -38,17 +36,6 @@ READ_MIDDLE = """async uri => {
     context.drawImage(video, 0, 0);
     return Array.from(context.getImageData(0, canvas.height / 2, canvas.width, 1).data);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on the path: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def shown_row(browser: Browser, clip: Path) -> npt.NDArray[np.uint8]:

@@ -28,18 +28,23 @@ PHASES = {
 }
 
 
-def live_html(job: Job | None, event: JobEvent | None, *, num_waiting: int) -> str:
+def live_html(
+    job: Job | None, event: JobEvent | None, *, num_waiting: int, has_clip: bool = False
+) -> str:
     """How far the running job is, and buttons to pause it or have it finish early.
 
     Args:
         job: The running job, if there is one.
         event: Its latest event.
         num_waiting: Jobs that wait.
+        has_clip: Whether a clip is shown beside it; whoever made one knows how to begin.
 
     Returns:
-        HTML.
+        HTML; empty if there is nothing to tell.
     """
     if job is None or event is None:
+        if has_clip and not num_waiting:
+            return ""
         waiting = (
             f"{num_waiting} in the queue; the next one starts as soon as the worker is ready."
             if num_waiting
@@ -97,7 +102,8 @@ def _status(job: Job, event: JobEvent) -> str:
     parts.append(f"step {event.step} of {event.num_steps}")
     if event.seconds_per_step is not None:
         parts.append(f"{duration_text(event.seconds_per_step)} per step")
-    if event.remaining_s is not None and not event.is_paused:
+    is_stepping = event.phase is Phase.DENOISING and not event.is_paused
+    if event.remaining_s is not None and is_stepping:
         parts.append(f"{duration_text(event.remaining_s)} left")
     return " · ".join(parts)
 

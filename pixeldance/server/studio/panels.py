@@ -85,11 +85,12 @@ class Panels:
     def _draw(self, view: View, job: Job | None) -> dict[str, str]:
         service, counts = self._service, self._service.counts()
         event = None if job is None else service.event(job.id)
+        viewer = viewer_html(self._selected(view))
         return {
-            "live": live_html(job, event, num_waiting=counts["queued"]),
+            "live": live_html(job, event, num_waiting=counts["queued"], has_clip=bool(viewer)),
             "preview": "" if job is None else self._strips.html(job.id, service.preview(job.id)),
             "queue": self._queue(view),
-            "viewer": viewer_html(self._selected(view)),
+            "viewer": viewer,
             "compare": compare_html(self._find(view.compared)),
             "gallery": self._gallery(view),
         }
