@@ -32,6 +32,7 @@ from pixeldance._pipeline_inputs import (
     to_tensor,
 )
 from pixeldance.diffusion import (
+    denoised_from,
     guided_velocity,
     sample_euler,
     shifted_sigmas,
@@ -368,7 +369,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 def velocity_at(latents: Tensor, sigma: Tensor, step: int) -> Tensor:
                     conditions = early if step < last_steps else late
                     velocity = self._velocity(latents, conditions, sigma, step, contexts)
-                    self._denoised = latents - float(sigma) * velocity
+                    self._denoised = denoised_from(latents, velocity, sigma)
                     return velocity
 
                 def on_step(step: int, latents: Tensor) -> Tensor | None:

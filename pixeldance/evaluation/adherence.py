@@ -19,6 +19,8 @@ from pixeldance.evaluation.motion import (
     track_object,
 )
 from pixeldance.evaluation.peers import Frames, Picture
+from pixeldance.evaluation.suite import render_frames
+from pixeldance.geometry import Size
 from pixeldance.worlds.captions import describe
 from pixeldance.worlds.stickers import CAMERAS, Background, Scene, StickerWorld
 
@@ -144,8 +146,8 @@ def adherence_cases(
                 seed=seed_offset + number,
                 prompt=describe(scene, seed_offset + number),
                 scene=scene,
-                truth=_render(
-                    world, scene, width=width, height=height, num_frames=num_frames, fps=fps
+                truth=render_frames(
+                    world, scene, size=Size(height, width), num_frames=num_frames, fps=fps
                 ),
                 mask=character_mask(world, scene, width=width, height=height),
                 expected=expected,
@@ -240,14 +242,6 @@ def character_mask(world: StickerWorld, scene: Scene, *, width: int, height: int
     )
     mask: Mask = ((white - black).mean(dim=0) < 0.5).numpy()
     return mask
-
-
-def _render(
-    world: StickerWorld, scene: Scene, *, width: int, height: int, num_frames: int, fps: float
-) -> Frames:
-    video = world.render(scene, height=height, width=width, num_frames=num_frames, fps=fps)
-    frames: Frames = (video * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    return frames
 
 
 def _scenes(

@@ -344,6 +344,7 @@ class _Bench:
             height=size.height,
             width=size.width,
             num_frames=self.settings.num_frames,
+            fps=self.settings.fps,
         )
 
 

@@ -26,7 +26,7 @@ from pixeldance.video.schema import printable
 from pixeldance.worlds.captions import describe
 from pixeldance.worlds.stickers import Scene, StickerWorld
 
-__all__ = ["EvalClip", "Skipped", "Suite", "folder_suite", "sticker_suite"]
+__all__ = ["EvalClip", "Skipped", "Suite", "folder_suite", "render_frames", "sticker_suite"]
 
 READ = (".mp4", ".mov", ".m4v")
 NOT_READ = (".avi", ".gif", ".mkv", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
@@ -107,14 +107,9 @@ def _sticker_clip(settings: EvalSettings, world: StickerWorld, seed: int, size: 
     scene = world.sample_scene(seed, aspect=size.width / size.height)
 
     def load() -> Frames:
-        video = world.render(
-            scene,
-            height=size.height,
-            width=size.width,
-            num_frames=settings.num_frames,
-            fps=settings.fps,
+        return render_frames(
+            world, scene, size=size, num_frames=settings.num_frames, fps=settings.fps
         )
-        return (video * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
     return EvalClip(
         key=f"seed-{seed:06d}-{size.width}x{size.height}",
@@ -124,6 +119,28 @@ def _sticker_clip(settings: EvalSettings, world: StickerWorld, seed: int, size: 
         load=load,
         groups=_groups(scene),
     )
+
+
+def render_frames(
+    world: StickerWorld, scene: Scene, *, size: Size, num_frames: int, fps: float
+) -> Frames:
+    """Draw a scene as users get frames.
+
+    Args:
+        world: Where it is.
+        scene: The scene.
+        size: Pixels.
+        num_frames: Length.
+        fps: Frames per second.
+
+    Returns:
+        The frames.
+    """
+    video = world.render(
+        scene, height=size.height, width=size.width, num_frames=num_frames, fps=fps
+    )
+    frames: Frames = (video * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return frames
 
 
 def _groups(scene: Scene) -> dict[str, str]:

@@ -179,7 +179,7 @@ class ReferenceAligner(nn.Module):
     def _features(self, coarse: Tensor, coarse_references: Tensor) -> tuple[Tensor, Tensor]:
         """Unit-length features ``(n, 4 or 2, cells, channels)`` of frames and references."""
         every = torch.cat([coarse, coarse_references], dim=1)
-        flat = self.match(_as_input(rearrange(every, "n k c h w -> (n k) c h w"), self.match[1]))
+        flat = self.match(as_input(rearrange(every, "n k c h w -> (n k) c h w"), self.match[1]))
         features = rearrange(
             F.normalize(flat.float(), dim=1), "(n k) c h w -> n k (h w) c", k=GROUP + 2
         )
@@ -220,7 +220,7 @@ class ReferenceAligner(nn.Module):
             warped = _unshuffled(
                 rearrange(_warped(references, flow), "n r q c h w -> (n q r) c h w")
             )
-            features = self.see_warped(_as_input(warped, self.see_warped))
+            features = self.see_warped(as_input(warped, self.see_warped))
             seen.append(rearrange(features, "(m r) c h w -> m (r c) h w", r=2))
         scalars = torch.cat([time[:, :, None], _per_frame(there)], dim=2)
         inputs = torch.cat(
@@ -235,7 +235,7 @@ class ReferenceAligner(nn.Module):
             ],
             dim=1,
         )
-        made = self.choose(self.choose_in(_as_input(inputs, self.choose_in))).float()
+        made = self.choose(self.choose_in(as_input(inputs, self.choose_in))).float()
         made = rearrange(made, "(n q) s h w -> n q s h w", q=GROUP)
         share = rearrange(made[:, :, :2].sigmoid(), "n q r h w -> n r q 1 h w")
         correction = rearrange(made[:, :, 2:], "n q (r d) h w -> n r q d h w", r=2)
@@ -258,7 +258,7 @@ class ReferenceAligner(nn.Module):
             ],
             dim=1,
         )
-        made = self.align(self.align_in(_as_input(inputs, self.align_in))).float()
+        made = self.align(self.align_in(as_input(inputs, self.align_in))).float()
         return 4.0 * rearrange(made, "(n r q) d h w -> n r q d h w", r=2, q=GROUP)
 
     def _sharpened(
@@ -275,7 +275,7 @@ class ReferenceAligner(nn.Module):
             ],
             dim=1,
         )
-        made = self.sharpen(self.sharpen_in(_as_input(inputs, self.sharpen_in))).float()
+        made = self.sharpen(self.sharpen_in(as_input(inputs, self.sharpen_in))).float()
         return rearrange(made, "(n q) (r d) h w -> n r q d h w", r=2, q=GROUP)
 
 
@@ -321,7 +321,7 @@ def _unshuffled(pictures: Tensor) -> Tensor:
     return F.pixel_unshuffle(pictures, _MATCH)
 
 
-def _as_input(features: Tensor, layer: nn.Module) -> Tensor:
+def as_input(features: Tensor, layer: nn.Module) -> Tensor:
     """Channels last, in the dtype of the layer's weights (displacements are always float32)."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return features.to(weight.dtype, memory_format=torch.channels_last)

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pixeldance.models.alignment import GROUP, Aligned, ReferenceAligner, ResidualBlock, zeroed
+from pixeldance.models.alignment import (
+    GROUP,
+    Aligned,
+    ReferenceAligner,
+    ResidualBlock,
+    as_input,
+    zeroed,
+)
 
 _UNSHUFFLE = 4  # the U-Net works at 1/4 of the resolution
 _TIME_UNIT = 24.0  # frames that count as 1 in the time channels
@@ -112,7 +119,7 @@ class ReferenceRefiner(nn.Module):
         return blended + colours.float(), aligned
 
     def _unet(self, inputs: Tensor) -> Tensor:
-        fine = self.down_fine(self.enter(_as_input(inputs, self.enter)))
+        fine = self.down_fine(self.enter(as_input(inputs, self.enter)))
         height, width = fine.shape[-2:]
         # sides are multiples of 4 here, so two halvings are exact
         middle = self.down_middle(self.to_middle(fine))
@@ -121,11 +128,6 @@ class ReferenceRefiner(nn.Module):
         fine = self.up_fine(fine + self.from_middle(middle))
         assert fine.shape[-2:] == (height, width), "sides must be multiples of 16"
         return self.leave(fine)
-
-
-def _as_input(features: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Channels last, in the dtype of the layer's weights (displacements are always float32)."""
-    return features.to(layer.weight.dtype, memory_format=torch.channels_last)
 
 
 def _to_pixels(features: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from pixeldance.models.perceptual import load_perceptual_distance
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import sample_generator
+from pixeldance.training.flops import transformer_config
 
 
 class PartLoss(NamedTuple):
@@ -68,23 +69,12 @@ class Part(Protocol):
 class TransformerPart:
     """Flow matching on latents with the instructions as extra channels."""
 
-    def __init__(self, config: TrainConfig, codec: LinearVideoCodec) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.config = config
         if config.initial is not None:
             self.model = PixelDanceTransformer3DModel.from_pretrained(config.initial)
             return
-        channels = codec.config.z_dim
-        shape = config.model
-        self.model = PixelDanceTransformer3DModel(
-            patch_size=(1, 1, 1),
-            num_attention_heads=shape.num_attention_heads,
-            attention_head_dim=shape.attention_head_dim,
-            in_channels=2 * channels + GROUP,
-            out_channels=channels,
-            text_dim=shape.text_dim,
-            ffn_dim=shape.ffn_dim,
-            num_layers=shape.num_layers,
-        )
+        self.model = PixelDanceTransformer3DModel(**transformer_config(config))
         _initialize(self.model)
 
     def to(self, device: torch.device) -> None:
@@ -353,8 +343,4 @@ def codec_fingerprint(codec: LinearVideoCodec) -> str:
 
 def make_part(config: TrainConfig, codec: LinearVideoCodec) -> Part:
     """The part that a config names."""
-    return (
-        TransformerPart(config, codec)
-        if config.part == "transformer"
-        else RefinerPart(config, codec)
-    )
+    return TransformerPart(config) if config.part == "transformer" else RefinerPart(config, codec)

@@ -21,7 +21,8 @@ from pixeldance.jobs import Job, JobService, JobStore
 from pixeldance.server.app import create_app
 from pixeldance.server.page import page_assets
 from pixeldance.server.settings import ServerSettings
-from pixeldance.server.studio.widgets import WIDGETS, default_values
+from pixeldance.server.studio.form import WIDGETS
+from pixeldance.server.studio.widgets import default_values
 
 MEDIA = "/studio/media"
 

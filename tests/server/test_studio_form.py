@@ -12,6 +12,7 @@ from pixeldance.geometry import Size, fit_picture
 from pixeldance.request import GenerationRequest
 from pixeldance.server.studio.drafts import DraftPicture, DraftPictures
 from pixeldance.server.studio.form import (
+    WIDGETS,
     FormPictures,
     clip_size,
     pictures_of,
@@ -27,7 +28,7 @@ from pixeldance.server.studio.overlay import (
     picture_and_frame,
 )
 from pixeldance.server.studio.presets import PRESETS, preset_named_by
-from pixeldance.server.studio.widgets import WIDGETS, default_values, usable_draft
+from pixeldance.server.studio.widgets import default_values, usable_draft
 from pixeldance.video import write_clip
 
 MODELS = ("pixeldance-mini", "other")

@@ -245,7 +245,7 @@ def make_part_loss(
 def test_an_untrained_transformer_predicts_nothing(tmp_path: Path) -> None:
     config = make_config(tmp_path, buckets=BUCKETS[:1])
     codec = LinearVideoCodec.from_pretrained(config.codec)
-    part = TransformerPart(config, codec)
+    part = TransformerPart(config)
     batch = next(iter(training_batches(config, codec, start=0)))
     # Then the loss is the mean square of noise - clean, two independent things.
     expected = 1 + float(batch["clean_latents"].square().mean())
@@ -259,7 +259,7 @@ def test_the_loss_of_a_clip_does_not_depend_on_its_batch(tmp_path: Path, kind: s
     codec = LinearVideoCodec.from_pretrained(config.codec)
     if kind == "refiner of estimates":
         exported = tmp_path / "exported"
-        disturbed(TransformerPart(make_config(tmp_path), codec).model).save_pretrained(exported)
+        disturbed(TransformerPart(make_config(tmp_path)).model).save_pretrained(exported)
         estimates = replace(config.refiner, transformer=str(exported), estimated_share=0.7)
         config = replace(config, refiner=estimates, mixed_precision="no")
     part = make_part(config, codec)
@@ -396,10 +396,9 @@ def test_clips_are_made_with_the_averaged_weights(
 
 
 def test_noise_levels_are_a_shifted_logit_normal(tmp_path: Path) -> None:
-    codec = LinearVideoCodec.from_pretrained(tmp_path / "codec")
     ids = torch.arange(400)
     plain, shifted, constant = (
-        TransformerPart(make_config(tmp_path, **options), codec).sigmas(ids)
+        TransformerPart(make_config(tmp_path, **options)).sigmas(ids)
         for options in ({"shift": 1.0}, {"shift": 3.0}, {"shift": 3.0, "logit_std": 0.0})
     )
     assert 0 < plain.min() < plain.max() < 1
@@ -409,7 +408,7 @@ def test_noise_levels_are_a_shifted_logit_normal(tmp_path: Path) -> None:
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
     torch.testing.assert_close(constant, torch.full((400,), 0.75))
     assert torch.equal(
-        TransformerPart(make_config(tmp_path, shift=1.0), codec).sigmas(ids[7:8]), plain[7:8]
+        TransformerPart(make_config(tmp_path, shift=1.0)).sigmas(ids[7:8]), plain[7:8]
     )
 
 

@@ -13,6 +13,7 @@ from pixeldance.server.studio.drafts import DraftPicture, DraftPictures
 __all__ = [
     "CENTRE",
     "FIELDS",
+    "WIDGETS",
     "FormPictures",
     "Role",
     "clip_size",
@@ -24,13 +25,15 @@ __all__ = [
 
 Role = Literal["first_frame", "last_frame"]
 
-FIELDS = (
+WIDGETS = (
     "prompt",
     "duration",
     "num_inference_steps",
     "guidance_scale",
     "seed",
+    "is_seed_locked",
     "last_frame_strength",
+    "is_loop",
     "aspect_ratio",
     "fit",
     "negative_prompt",
@@ -40,8 +43,10 @@ FIELDS = (
     "num_videos",
     "model",
 )
-"""Fields of the request that a widget stands for; the form has ``is_seed_locked`` and ``is_loop``
-besides."""
+"""Widgets whose values make up a draft, in order."""
+
+FIELDS = tuple(name for name in WIDGETS if name in GenerationRequest.model_fields)
+"""Fields of the request among them; ``is_seed_locked`` and ``is_loop`` are the form's own."""
 
 CENTRE = (0.5, 0.5)
 

@@ -16,6 +16,7 @@ from pixeldance.request import GenerationRequest
 from pixeldance.server.studio.actions import act, changes_between, running_job
 from pixeldance.server.studio.context import StudioContext, View
 from pixeldance.server.studio.form import (
+    WIDGETS,
     FormPictures,
     clip_size,
     request_of,
@@ -28,7 +29,7 @@ from pixeldance.server.studio.pad import decode_drawing, encode_picture
 from pixeldance.server.studio.panels import BUSY_S, IDLE_S, Panels, Seen
 from pixeldance.server.studio.presets import PRESETS, preset_named_by
 from pixeldance.server.studio.wells import keyframes_html, shape_warning, wells_html
-from pixeldance.server.studio.widgets import WIDGETS, default_values, usable_draft
+from pixeldance.server.studio.widgets import default_values, usable_draft
 
 __all__ = ["Handlers"]
 

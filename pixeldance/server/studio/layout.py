@@ -7,13 +7,12 @@ import gradio as gr
 
 from pixeldance.request import GenerationRequest
 from pixeldance.server.studio.context import StudioContext, View
-from pixeldance.server.studio.form import FormPictures, clip_size, summary_of
+from pixeldance.server.studio.form import WIDGETS, FormPictures, clip_size, summary_of
 from pixeldance.server.studio.markup import button, note
 from pixeldance.server.studio.pad import Pad, build_pad
 from pixeldance.server.studio.panels import PANELS, Seen
 from pixeldance.server.studio.wells import wells_html
 from pixeldance.server.studio.widgets import (
-    WIDGETS,
     advanced_widgets,
     main_widgets,
     shape_widgets,

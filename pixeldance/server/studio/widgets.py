@@ -7,36 +7,16 @@ import gradio as gr
 
 from pixeldance.geometry import duration_of
 from pixeldance.request import GenerationRequest
+from pixeldance.server.studio.form import WIDGETS
 from pixeldance.server.studio.presets import PRESETS
 
 __all__ = [
-    "WIDGETS",
     "advanced_widgets",
     "default_values",
     "main_widgets",
     "shape_widgets",
     "usable_draft",
 ]
-
-WIDGETS = (
-    "prompt",
-    "duration",
-    "num_inference_steps",
-    "guidance_scale",
-    "seed",
-    "is_seed_locked",
-    "last_frame_strength",
-    "is_loop",
-    "aspect_ratio",
-    "fit",
-    "negative_prompt",
-    "width",
-    "height",
-    "fps",
-    "num_videos",
-    "model",
-)
-"""Widgets whose values make up a draft, in order."""
 
 _PROPERTIES = GenerationRequest.model_json_schema()["properties"]
 
