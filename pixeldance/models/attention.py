@@ -1,52 +1,38 @@
-"""Attention of the video transformer: to the video itself, and to a context of text and pictures.
-
-References:
-    RoFormer, https://arxiv.org/abs/2104.09864 (rotary position embedding).
-"""
+"""Attention of the video transformer, to the video itself and to a context of text and pictures."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    SeqAllToAllDim,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor, nn
 
+from pixeldance import ops
 from pixeldance.models.context import BlockContext, KeysValues
 
 __all__ = ["PixelDanceAttention", "PixelDanceAttnProcessor"]
 
 
-def rotate(tokens: Tensor, rotary_emb: Tensor) -> Tensor:
-    """Rotate channel pairs (2i, 2i + 1) by their angles (RoFormer, equation 34), in float32.
+class QKNorm(nn.Module):
+    """RMS norm over all heads together, then rotary positions; keeps the dtype under autocast."""
 
-    Args:
-        tokens: ``batch tokens heads head_dim``.
-        rotary_emb: Cosine and sine of the angles, ``1 tokens 1 head_dim/2 2``.
+    def __init__(self, dim: int, heads: int, *, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
 
-    Returns:
-        The rotated tokens, in their own dtype.
-    """
-    pairs = tokens.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # fuses real arithmetic, has no code for complex numbers
-        (even, odd), (cos, sin) = pairs.unbind(-1), rotary_emb.unbind(-1)
-        rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    else:  # one pass instead of eight
-        product = torch.view_as_complex(pairs) * torch.view_as_complex(rotary_emb)
-        rotated = torch.view_as_real(product)
-    return rotated.flatten(-2).to(tokens.dtype)
-
-
-class QKNorm(nn.RMSNorm):
-    """RMS norm over all heads together, in float32, keeping the input's dtype under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
-        normed = F.rms_norm(x.float(), self.normalized_shape, eps=self.eps)
-        return (normed * self.weight).to(x.dtype)
+    def forward(self, tokens: Tensor, rotary_emb: Tensor | None = None) -> Tensor:
+        """``batch tokens dim`` to ``batch tokens heads head_dim``."""
+        return ops.rms_norm_rotate(tokens, self.weight, self.eps, self.heads, rotary_emb)
 
 
 class PixelDanceAttnProcessor:
@@ -79,33 +65,49 @@ class PixelDanceAttnProcessor:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = (to(hidden_states) for to in (attn.to_q, attn.to_k, attn.to_v))
-        query, key = attn.split_heads(attn.norm_q(query)), attn.split_heads(attn.norm_k(key))
-        if rotary_emb is not None:
-            query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
-        return dispatch_attention_fn(
-            query,
-            key,
-            attn.split_heads(value),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
+        query = attn.norm_q(query, rotary_emb)
+        key = attn.norm_k(key, rotary_emb)
+        value = attn.split_heads(value)
+        if self._parallel_config is None:
+            return self._attend(query, KeysValues(key, value))
+        return self._attend_in_parallel(query, key, value)
+
+    def _attend_in_parallel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        config = self._parallel_config.context_parallel_config
+        if config.ring_degree > 1 or config.ulysses_anything:
+            return dispatch_attention_fn(
+                query,
+                key,
+                value,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
+        # Ulysses (arXiv 2309.14509, section 3): all tokens of some heads, by the kernel that one
+        # process would use, so that the result is the same.
+        group = config._ulysses_mesh.get_group()
+        query, key, value = (
+            SeqAllToAllDim.apply(group, part, 2, 1) for part in (query, key, value)
         )
+        attended = self._attend(query, KeysValues(key, value))
+        return cast("Tensor", SeqAllToAllDim.apply(group, attended, 1, 2))
 
     def _attend_to_context(
         self, attn: PixelDanceAttention, hidden_states: Tensor, context: BlockContext
     ) -> Tensor:
-        query = attn.split_heads(attn.norm_q(attn.to_q(hidden_states)))
+        query = attn.norm_q(attn.to_q(hidden_states))
         text, image, bias = attn.project_context(context)
-        # Flash kernels take no bias; with one, attention runs on PyTorch's own.
-        backend = self._attention_backend if bias is None else AttentionBackendName.NATIVE
-        if bias is not None:
-            bias = bias.to(query.dtype)
         # Every rank holds the whole context: no parallel_config here.
-        attended = dispatch_attention_fn(query, *text, attn_mask=bias, backend=backend)
+        attended = self._attend(query, cast("KeysValues", text), bias)
         if image is not None:
-            attended = attended + dispatch_attention_fn(
-                query, *image, backend=self._attention_backend
-            )
+            attended = attended + self._attend(query, cast("KeysValues", image))
         return attended
+
+    def _attend(self, query: Tensor, context: KeysValues, bias: Tensor | None = None) -> Tensor:
+        backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        # Flash kernels take no bias; with one, attention runs on PyTorch's own or on ours.
+        if bias is not None or backend == AttentionBackendName.NATIVE:
+            return ops.attention(query, *context, bias)
+        return dispatch_attention_fn(query, *context, backend=backend)
 
 
 class PixelDanceAttention(nn.Module, AttentionModuleMixin):
@@ -137,12 +139,12 @@ class PixelDanceAttention(nn.Module, AttentionModuleMixin):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
-        self.norm_q = QKNorm(dim, eps=eps)
-        self.norm_k = QKNorm(dim, eps=eps)
+        self.norm_q = QKNorm(dim, heads, eps=eps)
+        self.norm_k = QKNorm(dim, heads, eps=eps)
         if added_kv_proj_dim is not None:
             self.add_k_proj = nn.Linear(added_kv_proj_dim, dim)
             self.add_v_proj = nn.Linear(added_kv_proj_dim, dim)
-            self.norm_added_k = QKNorm(dim, eps=eps)
+            self.norm_added_k = QKNorm(dim, heads, eps=eps)
         self.processor = PixelDanceAttnProcessor()
 
     def split_heads(self, tokens: Tensor) -> Tensor:
@@ -157,10 +159,10 @@ class PixelDanceAttention(nn.Module, AttentionModuleMixin):
                 key, value = self.to_kv(text).chunk(2, dim=-1)
             else:
                 key, value = self.to_k(text), self.to_v(text)
-            text = KeysValues(self.split_heads(self.norm_k(key)), self.split_heads(value))
+            text = KeysValues(self.norm_k(key), self.split_heads(value))
         if isinstance(image, Tensor):
-            key, value = self.norm_added_k(self.add_k_proj(image)), self.add_v_proj(image)
-            image = KeysValues(self.split_heads(key), self.split_heads(value))
+            key, value = self.add_k_proj(image), self.add_v_proj(image)
+            image = KeysValues(self.norm_added_k(key), self.split_heads(value))
         return BlockContext(text, image, bias)
 
     def forward(

@@ -6,7 +6,8 @@ Wan LoRAs load here, and a checkpoint saved here loads there. What differs is ho
 * text keys and values can be computed once per generation (:meth:`prepare_context`),
 * padded text tokens, all equal, become one key with a logarithmic count bias,
 * per-token timesteps are embedded once per distinct value,
-* text of any length can be combined with image tokens.
+* text of any length can be combined with image tokens,
+* without gradients, :mod:`pixeldance.ops` computes the norms, positions, GELU and attention.
 
 References:
     Wan, https://arxiv.org/abs/2503.20314 (the network);
@@ -21,13 +22,13 @@ from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
-from diffusers.models.attention import AttentionMixin, FeedForward
+from diffusers.models.activations import GELU
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -36,6 +37,7 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from pixeldance import ops
 from pixeldance.errors import ConfigError, InputError
 from pixeldance.models.attention import PixelDanceAttention
 from pixeldance.models.context import BlockContext, TextContext, collapse_padding
@@ -44,15 +46,33 @@ from pixeldance.models.embeddings import ConditionEmbedding, RotaryPositions, Ti
 __all__ = ["PixelDanceTransformer3DModel", "TextContext"]
 
 
-def modulated_norm(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """``layer_norm(tokens) * (1 + scale) + shift`` in float32, rounded to the input's dtype."""
-    normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps)
-    return torch.addcmul(shift, normed, 1 + scale).to(tokens.dtype)
+class ContextNorm(FP32LayerNorm):
+    """Layer norm in float32 of what attends to the context."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return ops.layer_norm(inputs, self.weight, self.bias, self.eps)
 
 
-def gated_residual(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """``tokens + update * gate`` in float32, rounded once to the dtype of ``tokens``."""
-    return torch.addcmul(tokens.float(), update.float(), gate).to(tokens.dtype)
+class GELUProjection(GELU):
+    """The first layer of the feed-forward network, with GELU by its tanh approximation."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``batch tokens dim`` to ``batch tokens ffn_dim``."""
+        return ops.gelu_linear(hidden_states, self.proj)
+
+
+class FeedForward(nn.Module):
+    """Two layers with GELU; names as in Wan's state dict."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        expand = GELUProjection(dim, inner_dim, approximate="tanh")
+        self.net = nn.Sequential(expand, nn.Dropout(0.0), nn.Linear(inner_dim, dim))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``batch tokens dim`` to the same."""
+        return self.net(hidden_states)
 
 
 class PixelDanceTransformerBlock(nn.Module):
@@ -78,8 +98,8 @@ class PixelDanceTransformerBlock(nn.Module):
             is_cross_attention=True,
             added_kv_proj_dim=added_kv_proj_dim,
         )
-        self.norm2 = FP32LayerNorm(dim, eps) if cross_attn_norm else nn.Identity()
-        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.norm2 = ContextNorm(dim, eps) if cross_attn_norm else nn.Identity()
+        self.ffn = FeedForward(dim, ffn_dim)
         self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
@@ -95,14 +115,14 @@ class PixelDanceTransformerBlock(nn.Module):
         rows = (self.scale_shift_table + temb.modulation.float()).unbind(dim=1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = map(temb.broadcast, rows)
 
-        normed = modulated_norm(hidden_states, shift, scale, self.norm1.eps)
+        normed = ops.modulated_norm(hidden_states, shift, scale, self.norm1.eps)
         update = self.attn1(normed, rotary_emb=rotary_emb)
-        hidden_states = gated_residual(hidden_states, update, gate)
+        hidden_states = ops.gated_residual(hidden_states, update, gate)
 
         hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
 
-        normed = modulated_norm(hidden_states, ffn_shift, ffn_scale, self.norm3.eps)
-        return gated_residual(hidden_states, self.ffn(normed), ffn_gate)
+        normed = ops.modulated_norm(hidden_states, ffn_shift, ffn_scale, self.norm3.eps)
+        return ops.gated_residual(hidden_states, self.ffn(normed), ffn_gate)
 
 
 class PixelDanceTransformer3DModel(
@@ -361,7 +381,7 @@ class PixelDanceTransformer3DModel(
         # 3. Velocity (with a model spread over devices, the last block's device counts)
         rows = (self.scale_shift_table + time.unsqueeze(1).float()).unbind(dim=1)
         shift, scale = (temb.broadcast(row).to(hidden_states.device) for row in rows)
-        hidden_states = modulated_norm(hidden_states, shift, scale, self.norm_out.eps)
+        hidden_states = ops.modulated_norm(hidden_states, shift, scale, self.norm_out.eps)
         velocity = self._unpatchify(self.proj_out(hidden_states), grid)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
