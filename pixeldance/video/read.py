@@ -11,10 +11,11 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
 
 from pixeldance.errors import DataError, InputError
+from pixeldance.video.animations import read_picture_comment
 from pixeldance.video.recipe import MAX_COMMENT_BYTES, MAX_SIDECAR_BYTES
 from pixeldance.video.schema import PICTURES_IN_SIDECAR, SCHEMA, parse_recipe
 
@@ -23,6 +24,7 @@ __all__ = [
     "ClipFrame",
     "has_own_sidecar",
     "read_clip",
+    "read_comment",
     "read_frame",
     "read_recipe",
     "sidecar_path",
@@ -38,6 +40,12 @@ _MATRICES = {
     6: Colorspace.ITU601,
     9: Colorspace.BT2020,
 }
+# Without these flags FFmpeg rounds down on the way to RGB: pictures get darker by 1 or 2 levels.
+_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+# Endings that are not read as MP4 or MOV -> FFmpeg's name of their container.
+_CONTAINERS = {".webm": "matroska"}
+_PICTURES = (".gif", ".webp")
 
 
 class ClipFile(NamedTuple):
@@ -63,7 +71,7 @@ class ClipFrame(NamedTuple):
 
 
 def read_clip(path: str | os.PathLike[str]) -> ClipFile:
-    """Read the frames, the frame rate and the recipe of an MP4 or MOV file.
+    """Read the frames, the frame rate and the recipe of an MP4, MOV or WebM file.
 
     The colour matrix and range are those the file names; where it names none, BT.709 from 720
     lines on and BT.601 below, as browsers do. A rotation stored by a camera is not applied.
@@ -84,7 +92,7 @@ def read_clip(path: str | os.PathLike[str]) -> ClipFile:
         if fps is None:
             raise DataError(f"'{path}' does not say how many frames it shows per second.")
         frames = _decode(path, container, stream)
-        comment = container.metadata.get("comment")
+        comment = _comment(container)
     return ClipFile(frames, Fraction(fps), _find_recipe(path, comment))
 
 
@@ -120,7 +128,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read how a clip was made: from its comment, else from the ``.json`` file beside it.
 
     Args:
-        path: The clip, or the ``.json`` file itself.
+        path: The clip (MP4, MOV, WebM, GIF or WebP), or the ``.json`` file itself.
 
     Returns:
         The checked recipe. Nothing in it is to be opened as a path; its pictures are embedded, see
@@ -135,15 +143,33 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         _check_is_file(path)
         recipe = _read_sidecar(path)
     else:
-        with _opened(path) as (container, _):
-            comment = container.metadata.get("comment")
-        recipe = _find_recipe(path, comment)
+        recipe = _find_recipe(path, read_comment(path))
     if recipe is None:
         raise InputError(
             f"'{path}' holds no pixeldance recipe. It was not made by pixeldance, or its comment "
             "was stripped on the way: put the .json file written with it beside it."
         )
     return recipe
+
+
+def read_comment(path: str | os.PathLike[str]) -> str | None:
+    """Read the comment in a file, whatever it is.
+
+    Args:
+        path: The file: MP4, MOV, WebM, GIF or WebP.
+
+    Returns:
+        The text, of unknown origin, or None if there is none.
+
+    Raises:
+        InputError: If the file is missing or of another kind.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _PICTURES:
+        _check_is_file(path)
+        return read_picture_comment(path)
+    with _opened(path) as (container, _):
+        return _comment(container)
 
 
 def sidecar_path(path: Path) -> Path:
@@ -186,16 +212,25 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         # The format is named and the path absolute, so that neither a playlist under the name of
         # a clip nor a name such as 'concat:a' makes FFmpeg open other files.
-        container = av.open(str(path.resolve()), format="mp4", metadata_errors="replace")
+        container = av.open(
+            str(path.resolve()),
+            format=_CONTAINERS.get(path.suffix.lower(), "mp4"),
+            metadata_errors="replace",
+        )
     except (av.FFmpegError, OSError, ValueError) as error:
         raise InputError(
-            f"'{path}' is not an MP4 or MOV video that can be read, or it is damaged. "
+            f"'{path}' is not an MP4, MOV or WebM video that can be read, or it is damaged. "
             "Give a clip written by pixeldance."
         ) from error
     with container:
         if not container.streams.video:
             raise InputError(f"'{path}' holds no pictures, only other streams.")
         yield container, container.streams.video[0]
+
+
+def _comment(container: InputContainer) -> str | None:
+    metadata = container.metadata
+    return metadata.get("comment") or metadata.get("COMMENT")  # as WebM writes it
 
 
 def _decode(path: Path, container: InputContainer, stream: VideoStream) -> npt.NDArray[np.uint8]:
@@ -242,6 +277,7 @@ def _to_rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.JPEG if is_full else ColorRange.MPEG,
         dst_color_range=ColorRange.JPEG,
+        interpolation=_EXACT,
     )
     return picture.to_ndarray().astype(np.uint8, copy=False)
 

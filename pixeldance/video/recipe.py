@@ -253,12 +253,10 @@ def summarize_recipe(recipe: Mapping[str, Any]) -> str:
     """
     recipe = check_recipe(dict(recipe), source="the clip")
     frames, model = recipe["frames"], recipe["model"]
-    fps = Fraction(frames["fps"])
     details = [f"sha256 {model['sha256'][:12]}"]
     details += [f"{printable(k)} {printable(str(model[k]))}" for k in model if k not in MODEL_KEYS]
     lines = [
-        f"clip      {frames['num_frames']} frames, {frames['width']} x {frames['height']} pixels, "
-        f"{fps} fps, {float(frames['num_frames'] / fps):.2f} s",
+        *_clip_lines(frames, recipe.get("finishing", [])),
         f"model     {printable(model['name'])} ({', '.join(details)})",
         f"seed      {recipe['seed']}",
         "request",
@@ -276,6 +274,29 @@ def summarize_recipe(recipe: Mapping[str, Any]) -> str:
     lines.append("timings   " + (", ".join(timings) or "not recorded"))
     lines.append(f"frames    sha256 {frames['sha256']}")
     return "\n".join(lines)
+
+
+def _clip_lines(frames: Mapping[str, Any], steps: list[dict[str, Any]]) -> list[str]:
+    """What the clip is; of a finished one also what was done and what it was as generated."""
+    if not steps:
+        return [f"clip      {_described(frames)}"]
+    lines = [f"clip      {_described(steps[-1]['frames'])}; finished, not as generated"]
+    for step in steps:
+        done = [
+            f"frame rate x{step['fps_factor']} (RIFE)" if step["fps_factor"] > 1 else "",
+            f"enlarged x{step['upscale']} (Real-ESRGAN)" if step["upscale"] > 1 else "",
+            f"written as {printable(step['format'])}",
+        ]
+        lines.append("finished  " + ", ".join(filter(None, done)))
+    return [*lines, f"generated {_described(frames)}"]
+
+
+def _described(frames: Mapping[str, Any]) -> str:
+    fps = Fraction(frames["fps"])
+    return (
+        f"{frames['num_frames']} frames, {frames['width']} x {frames['height']} pixels, "
+        f"{fps} fps, {float(frames['num_frames'] / fps):.2f} s"
+    )
 
 
 def _clip_shape(frames: npt.NDArray[Any]) -> tuple[int, int, int]:

@@ -23,6 +23,7 @@ PICTURES_IN_SIDECAR = "sidecar"
 """Stands where the pictures would be, when they are only in the file beside the clip."""
 MAX_PICTURES = 64
 MAX_PICTURE_PIXELS = 16_000_000
+MAX_FINISHING_STEPS = 16
 
 
 def check_recipe(recipe: object, *, source: str) -> dict[str, Any]:
@@ -158,12 +159,39 @@ def _is_picture(value: object) -> bool:
     )
 
 
+def _is_finishing(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and 1 <= len(value) <= MAX_FINISHING_STEPS
+        and all(_is_finishing_step(step) for step in value)
+    )
+
+
+def _is_finishing_step(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(frames := value.get("frames"), dict):
+        return False
+    return (
+        all(_is_count(value.get(key)) for key in ("fps_factor", "upscale"))
+        and isinstance(value.get("format"), str)
+        and _is_texts(value.get("weights"))
+        and _is_sha256(value.get("source_sha256"))
+        and _is_sha256(frames.get("sha256"))
+        and all(_is_count(frames.get(key)) for key in ("num_frames", "height", "width"))
+        and _is_fps(frames.get("fps"))
+    )
+
+
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "request": (lambda value: isinstance(value, dict), "an object"),
     "seed": (lambda value: _is_count(value, minimum=0), "a whole number from 0 to 2**63 - 1"),
     "num_steps_done": (
         lambda value: value is None or _is_count(value),
         "a positive whole number, or absent",
+    ),
+    "finishing": (
+        _is_finishing,
+        f"absent or 1 to {MAX_FINISHING_STEPS} steps, each with its factors, format, weights and "
+        "frames",
     ),
     "frames.sha256": (_is_sha256, "64 hexadecimal digits"),
     "frames.num_frames": (_is_count, "a positive whole number"),

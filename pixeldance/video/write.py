@@ -1,7 +1,8 @@
 """Writing clips: H.264 that every player shows in the right colours."""
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from pixeldance.video.files import check_output_path, new_files
 from pixeldance.video.read import has_own_sidecar, sidecar_path
 from pixeldance.video.recipe import check_frames, recipe_texts
 
-__all__ = ["check_clip_path", "mux_frames", "write_clip"]
+__all__ = [
+    "check_clip_path",
+    "check_even",
+    "exact_fps",
+    "mux_frames",
+    "write_clip",
+    "write_frames",
+]
 
 # Equal frames shall give equal bytes. x264's output depends on the number of threads, so that is
 # fixed; and without "cpu-independent" it varies between processors and even between two runs (about
@@ -77,27 +85,66 @@ def write_clip(
     """
     path = check_clip_path(path, overwrite=overwrite)
     check_frames(frames)
-    _check_even(frames)
-    rate = _exact_fps(fps)
+    check_even(*frames.shape[1:3], codec="H.264")
+    texts = (None, None) if recipe is None else recipe_texts(recipe, sidecar=sidecar)
+    comment, beside = texts if sidecar else (texts[0], None)
+    return write_frames(
+        path, frames, fps=fps, crf=crf, comment=comment, beside=beside, overwrite=overwrite
+    )
+
+
+def write_frames(
+    path: str | os.PathLike[str],
+    frames: Iterable[npt.NDArray[Any]],
+    *,
+    fps: Fraction | float | int,
+    crf: int = 17,
+    comment: str | None = None,
+    beside: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write frames that come one after another, as ``write_clip`` does; few are in memory.
+
+    Args:
+        path: Where they go, ending in ``.mp4``, in a folder that exists.
+        frames: At least one, all ``height width 3`` of one even size, uint8, sRGB.
+        fps: Frames per second, kept exactly: fractional rates as ``Fraction(24000, 1001)``.
+        crf: x264's constant rate factor, 1 (best) to 51.
+        comment: Text for the file's comment.
+        beside: Text for the same name ending in ``.json``.
+        overwrite: Whether files that are already there may be replaced. Without a new text beside
+            it, a recipe of ours that is there is removed: it would describe another clip.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: If an argument is not as described or a file would be overwritten.
+        PixelDanceError: If encoding or writing fails; nothing is left behind.
+    """
+    path = check_clip_path(path, overwrite=overwrite)
+    rate = exact_fps(fps)
     _check_crf(crf)
-    comment, beside = (None, "") if recipe is None else recipe_texts(recipe, sidecar=sidecar)
-    targets = [path]
-    if recipe is not None and sidecar:
-        targets = [sidecar_path(path), path]
+    targets = [path] if beside is None else [sidecar_path(path), path]
     with new_files(*targets, overwrite=overwrite) as temporaries:
         try:
             _encode(temporaries[-1], frames, rate=rate, crf=crf, comment=comment)
         except av.FFmpegError as error:
             raise PixelDanceError(f"Could not encode '{path}': {error}.") from error
-        if len(temporaries) == 2:
+        if beside is not None:
             temporaries[0].write_text(beside, encoding="utf-8")
-    if len(targets) == 1 and has_own_sidecar(path):
+    if beside is None and has_own_sidecar(path):
         sidecar_path(path).unlink()
     return path
 
 
 def _encode(
-    path: Path, frames: npt.NDArray[Any], *, rate: Fraction, crf: int, comment: str | None
+    path: Path,
+    frames: Iterable[npt.NDArray[Any]],
+    *,
+    rate: Fraction,
+    crf: int,
+    comment: str | None,
 ) -> None:
     """Encode to one file; the path has no ending, so the container format is named."""
     # bitexact leaves the muxer's version out of the file.
@@ -111,39 +158,49 @@ def _encode(
 
 
 def mux_frames(
-    container: OutputContainer, stream: VideoStream, frames: npt.NDArray[Any], *, rate: Fraction
+    container: OutputContainer,
+    stream: VideoStream,
+    frames: Iterable[npt.NDArray[Any]],
+    *,
+    rate: Fraction,
+    pixel_format: str = "yuv420p",
 ) -> None:
-    """Encode frames as 4:2:0, BT.709, limited range, tagged so, and put them into a container.
+    """Encode frames as YUV, BT.709, limited range, tagged so, and put them into a container.
 
     Args:
         container: Where they go.
         stream: A new stream of the container.
-        frames: ``frames height width 3``, uint8, full-range RGB.
+        frames: At least one, each ``height width 3``, uint8, full-range RGB, of one size.
         rate: Frames per second.
+        pixel_format: FFmpeg's name of the YUV format; by default 4:2:0 with 8 bits.
     """
-    stream.height, stream.width = frames.shape[1:3]
-    stream.pix_fmt = "yuv420p"
+    remaining = iter(frames)
+    first = next(remaining)
+    stream.height, stream.width = first.shape[:2]
+    stream.pix_fmt = pixel_format
     context = stream.codec_context
     context.time_base = 1 / rate
     context.color_range = ColorRange.MPEG
     context.colorspace = Colorspace.ITU709
     context.color_primaries = ColorPrimaries.BT709
     context.color_trc = ColorTrc.BT709
-    for i, frame in enumerate(frames):
-        picture = _to_yuv(frame)
+    for i, frame in enumerate(itertools.chain([first], remaining)):
+        picture = _to_yuv(frame, pixel_format)
         picture.pts, picture.time_base = i, 1 / rate
+        # ProRes takes its tags from here, not from the stream
+        picture.color_primaries, picture.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         container.mux(stream.encode(picture))
     container.mux(stream.encode(None))
 
 
-def _to_yuv(frame: npt.NDArray[Any]) -> av.VideoFrame:
+def _to_yuv(frame: npt.NDArray[Any], pixel_format: str) -> av.VideoFrame:
     """Full-range RGB to limited-range BT.709.
 
     The matrix must be named: by default it is BT.601, which players take for granted only in
     small pictures, so that reds and greens shift in large ones.
     """
     return av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
-        format="yuv420p",
+        format=pixel_format,
         src_colorspace=Colorspace.ITU709,
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.JPEG,
@@ -151,16 +208,36 @@ def _to_yuv(frame: npt.NDArray[Any]) -> av.VideoFrame:
     )
 
 
-def _check_even(frames: npt.NDArray[Any]) -> None:
-    height, width = frames.shape[1:3]
+def check_even(height: int, width: int, *, codec: str) -> None:
+    """Check that frames have sides that a codec with halved colour resolution takes.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        codec: Its name, for the message.
+
+    Raises:
+        InputError: If a side is odd.
+    """
     if height % 2 or width % 2:
         raise InputError(
-            f"height and width must be even for H.264, got {height} x {width} (height x width). "
+            f"height and width must be even for {codec}, got {height} x {width} (height x width). "
             f"Crop to {height - height % 2} x {width - width % 2} or generate at an even size."
         )
 
 
-def _exact_fps(fps: Fraction | float | int) -> Fraction:
+def exact_fps(fps: Fraction | float | int) -> Fraction:
+    """Check a frame rate.
+
+    Args:
+        fps: Frames per second.
+
+    Returns:
+        The same, exact.
+
+    Raises:
+        InputError: If it is a float with a fraction, or out of range.
+    """
     if isinstance(fps, float) and not fps.is_integer():
         raise InputError(
             f"fps must be exact, got the float {fps}. Use a Fraction, such as Fraction(24000, 1001)"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from playwright.sync_api import Browser
 
-from pixeldance.video import write_clip
+from pixeldance.video import export_clip
 
 pytestmark = pytest.mark.slow
 
@@ -40,16 +40,25 @@ READ_MIDDLE = """async uri => {
 
 def shown_row(browser: Browser, clip: Path) -> npt.NDArray[np.uint8]:
     """The middle row of a clip's middle frame on a canvas, ``(width, 3)``."""
-    uri = "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
+    uri = f"data:video/{clip.suffix[1:]};base64," + base64.b64encode(clip.read_bytes()).decode()
     page = browser.new_page()
     values = page.evaluate(READ_MIDDLE, uri)
     page.close()
     return np.array(values, np.uint8).reshape(-1, 4)[:, :3]
 
 
-@pytest.mark.parametrize(("width", "height"), [(832, 480), (1280, 720)])
+@pytest.mark.parametrize(
+    ("name", "clip_format", "width", "height"),
+    [
+        ("clip.mp4", "mp4", 832, 480),
+        ("clip.mp4", "mp4", 1280, 720),
+        ("clip.webm", "webm", 832, 480),
+        ("clip.webm", "av1", 832, 480),
+        ("clip.mp4", "av1", 832, 480),
+    ],
+)
 def test_colours_are_shown_as_they_were(
-    browser: Browser, tmp_path: Path, width: int, height: int
+    browser: Browser, tmp_path: Path, name: str, clip_format: str, width: int, height: int
 ) -> None:
     colours = np.array(
         [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (255, 255, 0)]
@@ -60,7 +69,7 @@ def test_colours_are_shown_as_they_were(
     row = np.zeros((width, 3), np.uint8)
     row[: block * len(colours)] = np.repeat(colours, block, axis=0)
     frames = np.broadcast_to(row, (12, height, width, 3)).copy()
-    clip = write_clip(tmp_path / "colours.mp4", frames, fps=12)
+    clip = export_clip(tmp_path / name, frames, fps=12, clip_format=clip_format)
     shown = shown_row(browser, clip)
     assert len(shown) == width
     middles = np.arange(len(colours)) * block + block // 2

@@ -144,3 +144,12 @@ def test_a_frame_behind_the_end_is_an_input_error(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", moving_square(5), fps=12)
     with pytest.raises(InputError, match="frames 0 to 4; there is no frame 5"):
         read_frame(path, 5)
+
+
+def test_reading_does_not_darken(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (24, 1, 1, 3), dtype=np.uint8)
+    frames = np.broadcast_to(colours, (24, 32, 32, 3)).copy()
+    clip = read_clip(write_clip(tmp_path / "a.mp4", frames, fps=12, crf=1))
+    error = clip.frames.astype(int) - frames
+    assert abs(error.mean()) < 0.3  # FFmpeg's quick conversion takes 1.3 away
+    assert np.abs(error).max() <= 3
