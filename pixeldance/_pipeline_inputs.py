@@ -43,24 +43,92 @@ class Instructions(NamedTuple):
 
 
 def check_options(
-    num_inference_steps: int, guidance_scale: float, num_videos_per_prompt: int, output_type: str
+    num_inference_steps: int,
+    guidance: Mapping[str, float | None],
+    num_videos_per_prompt: int,
+    output_type: str,
 ) -> None:
     if num_inference_steps < 1:
         raise InputError(
             f"num_inference_steps must be at least 1, got {num_inference_steps}. "
             f"Use {DEFAULTS.num_inference_steps}."
         )
-    if not (math.isfinite(guidance_scale) and guidance_scale >= 1.0):
-        raise InputError(
-            f"guidance_scale must be at least 1.0 (1.0 = off), got {guidance_scale}. "
-            f"Use {DEFAULTS.guidance_scale}."
-        )
+    for name, scale in guidance.items():
+        if scale is not None and not (math.isfinite(scale) and scale >= 1.0):
+            raise InputError(
+                f"{name} must be at least 1.0 (1.0 = off), got {scale}. "
+                f"Use {DEFAULTS.guidance_scale}."
+            )
     if num_videos_per_prompt < 1:
         raise InputError(f"num_videos_per_prompt must be at least 1, got {num_videos_per_prompt}.")
     if output_type not in OUTPUT_TYPES:
         raise InputError(
             f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
         )
+
+
+def check_callback_tensors(callback: Any, names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names of the tensors that the callback wants; diffusers' own callbacks declare them."""
+    wanted = list(getattr(callback, "tensor_inputs", names))
+    for name in wanted:
+        if name not in known:
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs can name {', '.join(known)}, got {name!r}."
+            )
+    return wanted
+
+
+def check_size(height: int | None, width: int | None, multiple: int) -> Size | None:
+    """The size given, or None if none is."""
+    if (height is None) != (width is None):
+        raise InputError(
+            f"height and width go together, got height={height} and width={width}. "
+            "Give both or neither."
+        )
+    if height is None or width is None:
+        return None
+    for name, side in (("height", height), ("width", width)):
+        if side < multiple or side % multiple:
+            lower = max(side // multiple, 1) * multiple
+            raise InputError(
+                f"{name} must be a multiple of {multiple} pixels, got {side}. "
+                f"Use {lower} or {lower + multiple}."
+            )
+    return Size(height, width)
+
+
+def draw_noise(
+    latents: Tensor | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """Noise in float32, drawn clip by clip on the CPU so that no clip depends on the others."""
+    num_clips = shape[0]
+    if latents is not None:
+        if tuple(latents.shape) != shape:
+            raise InputError(
+                f"latents must have the shape {shape} for these clips, got {tuple(latents.shape)}."
+            )
+        return latents.float()
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    if isinstance(generator, torch.Generator):
+        generator = [generator] * num_clips
+    generators = list(generator)
+    if len(generators) != num_clips:
+        raise InputError(
+            f"generator must be one, or one for each of the {num_clips} clips, "
+            f"got {len(generators)}."
+        )
+    for one in generators:
+        if one.device.type != "cpu":
+            raise InputError(
+                f"generator must be on the CPU, got one on {one.device}: noise is drawn there "
+                "so that a seed means the same everywhere. Use torch.Generator()."
+            )
+    drawn = [torch.randn(shape[1:], generator=one, dtype=torch.float32) for one in generators]
+    return torch.stack(drawn)
 
 
 def prompt_list(prompt: str | Sequence[str] | None, prompt_embeds: Tensor | None) -> list[str]:

@@ -5,10 +5,11 @@ clip = model.generate(prompt="a red fox jumps", first_frame="fox.png")
 clip.save("fox.mp4")
 """
 
+import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,14 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from pixeldance.backbones.devices import choose_device, choose_dtype
+from pixeldance.backbones.loading import is_released
+from pixeldance.backbones.lora import fingerprint, load_loras, parse_lora
+from pixeldance.backbones.memory import MemoryPlan, apply_plan, plan_for
+from pixeldance.backbones.single_file import transformer_from_file
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.geometry import Size, duration_of, fit_picture, resolve_frame_index
-from pixeldance.models.loading import available_models, find_weights, weights_sha256
+from pixeldance.models.loading import available_models, find_weights
 from pixeldance.pictures import load_picture
 from pixeldance.pipeline import PixelDanceOutput, PixelDancePipeline
 from pixeldance.request import MAX_SIDE, GenerationRequest
@@ -39,7 +45,7 @@ from pixeldance.video.files import check_output_path
 
 __all__ = ["FINISH_EARLY", "Clip", "Model", "StepEvent", "available_models", "load", "rerun"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+logger = logging.getLogger(__name__)
 
 _MAX_SEED = 2**63 - 1
 
@@ -144,17 +150,19 @@ class Model:
         pipeline: The diffusers pipeline inside.
         sha256: Fingerprint of the weights.
         load_s: Seconds that loading took.
+        memory_plan: How a Wan checkpoint shares the device's memory; None for the embedded model.
     """
 
     name: str
     pipeline: PixelDancePipeline
     sha256: str
     load_s: float = 0.0
+    memory_plan: MemoryPlan | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
-        return torch.device(self.pipeline.transformer.device)
+        """Where the transformer computes."""
+        return torch.device(self.pipeline._execution_device)
 
     @property
     def dtype(self) -> str:
@@ -332,37 +340,72 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    memory: str = "auto",
+    loras: Sequence[str] = (),
+    transformer: str | os.PathLike[str] | None = None,
+    transformer_2: str | os.PathLike[str] | None = None,
+    download: bool = False,
 ) -> Model:
-    """Load a model.
+    """Load a model: the embedded one, or a Wan checkpoint in diffusers' layout.
 
     Args:
         model: Name of a model (see ``available_models``), path of a folder, or hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto`` takes a CUDA device if there is one.
         dtype: Number format of the transformer: ``float32``, ``bfloat16``, ``float16`` (not on the
             CPU). ``auto`` takes bfloat16 where the device computes in it, else float32.
+        memory: How much of the device's memory a Wan checkpoint may take: ``auto`` (what there
+            is), ``24gb``, ``12gb`` or ``8gb``. What is done to fit is logged, and in
+            ``Model.memory_plan``.
+        loras: LoRAs to add, each ``path``, ``path:scale``, or for one of two experts
+            ``high:path:scale`` or ``low:path:scale``.
+        transformer: ``.safetensors`` file to take a Wan checkpoint's transformer from.
+        transformer_2: The same for the second of two experts.
+        download: Whether a hub id that is not on this machine may be fetched. Without it the error
+            says how large it is and what its licence is.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: If the weights or the text encoder are missing or damaged.
-        InputError: If the device or the dtype cannot be used.
+        CheckpointError: If weights or the text encoder are missing or damaged, or do not fit.
+        InputError: If an option cannot be used with this model.
     """
     start = time.monotonic()
-    chosen_device = _choose_device(device)
-    chosen_dtype = _choose_dtype(dtype, chosen_device)
-    given = Path(model).expanduser()
-    folder = find_weights(os.fspath(model))
-    # The codec stays in float32: bfloat16 is too coarse for its projection.
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    parsed = [parse_lora(lora) for lora in loras]
+    files = {"transformer": transformer, "transformer_2": transformer_2}
+    given = {name: Path(file) for name, file in files.items() if file is not None}
+    folder = find_weights(os.fspath(model), download=download)
+    plan = None
+    if is_released(folder):
+        plan = plan_for(folder, memory, chosen_device, bytes_per_weight=chosen_dtype.itemsize)
+        logger.log(logging.INFO if plan.fits else logging.WARNING, "%s: %s", folder.name, plan)
+    elif memory != "auto" or given:
+        option = next(iter(given), f"memory {memory}")
+        raise InputError(
+            f"{option} is for Wan checkpoints and has no effect on {folder.name}. Leave it out."
+        )
+    # The codec stays in float32: bfloat16 is too coarse for the embedded model's projection.
     with _without_loading_bars():
-        pipeline = PixelDancePipeline.from_pretrained(folder, dtype=chosen_dtype)
-    pipeline.to(chosen_device)
+        components = {
+            name: transformer_from_file(file, folder / name, dtype=chosen_dtype)
+            for name, file in given.items()
+        }
+        pipeline = PixelDancePipeline.from_pretrained(folder, dtype=chosen_dtype, **components)
+        load_loras(pipeline, parsed)
+    if plan is None:
+        pipeline.to(chosen_device)
+    else:
+        apply_plan(pipeline, plan, chosen_device)
+    named = Path(model).expanduser()
     return Model(
         # A hub id is unpacked into a folder named after its revision.
-        name=folder.resolve().name if given.is_dir() else given.name,
+        name=folder.resolve().name if named.is_dir() else named.name,
         pipeline=pipeline,
-        sha256=weights_sha256(folder),
+        sha256=fingerprint(folder, given, parsed),
         load_s=time.monotonic() - start,
+        memory_plan=plan,
     )
 
 
@@ -440,36 +483,6 @@ def _without_loading_bars() -> Iterator[None]:
     finally:
         for library in libraries:
             library.enable_progress_bar()
-
-
-def _choose_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"The device {device!r} cannot be used here. Use auto, cpu or cuda."
-        ) from error
-    return chosen
-
-
-def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        is_fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
-        return torch.bfloat16 if is_fast else torch.float32
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
-    if dtype == "float16" and device.type == "cpu":
-        raise InputError("float16 is slow and inexact on the CPU. Use auto, float32 or bfloat16.")
-    return DTYPES[dtype]
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies matrices in bfloat16; elsewhere it is emulated, slowly."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def _report(

@@ -11,51 +11,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from pixeldance._pipeline_inputs import (
     DEFAULTS,
-    Instructions,
     Keyframes,
     Pictures,
+    check_callback_tensors,
     check_options,
+    check_size,
+    draw_noise,
     fit_all,
     load_instructions,
     per_prompt,
     prompt_list,
     to_output,
-    to_tensor,
 )
-from pixeldance.diffusion import (
-    denoised_from,
-    guided_velocity,
-    sample_euler,
-    shifted_sigmas,
-    timesteps_of,
+from pixeldance.backbones.base import Backbone, Guidance, Moment, Texts
+from pixeldance.backbones.embedded import EmbeddedBackbone
+from pixeldance.backbones.loading import (
+    check_components,
+    loading_options,
+    named_loading_errors,
 )
+from pixeldance.backbones.released import ReleasedBackbone
+from pixeldance.diffusion import denoised_from
 from pixeldance.diffusion.schedule import SAMPLING_SHIFT
-from pixeldance.errors import CheckpointError, GenerationCancelled, InputError
-from pixeldance.geometry import (
-    LatentGrid,
-    Size,
-    latent_grid,
-    resolve_size,
-)
-from pixeldance.instructions import last_frame_steps, place_keyframes
-from pixeldance.models.codec import (
-    LinearVideoCodec,
-    References,
-    decode_latents,
-    encode_pictures,
-)
-from pixeldance.models.text import encode_prompts, load_text_encoder
-from pixeldance.models.transformer import PixelDanceTransformer3DModel, TextContext
-from pixeldance.request import DEFAULT_PIXEL_BUDGET
+from pixeldance.errors import GenerationCancelled
+from pixeldance.geometry import Size, resolve_size
+from pixeldance.instructions import last_frame_steps
+from pixeldance.models.codec import LinearVideoCodec
+from pixeldance.models.text import load_text_encoder
+from pixeldance.models.transformer import PixelDanceTransformer3DModel
 
 if TYPE_CHECKING:
     from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -80,21 +72,35 @@ class PixelDanceOutput(BaseOutput):
 class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Makes clips that start at one picture, end at another and do what a sentence says.
 
-    Every picture is optional. The pipeline never asks which codec it holds.
+    Every picture is optional. What depends on the checkpoint is behind ``backbone``.
 
     Args:
         transformer: Predicts the velocity of the latents.
         vae: Codec between video and latents, with the interface of a diffusers autoencoder.
         text_encoder: Gives token states; not needed where ``prompt_embeds`` are given.
         tokenizer: Belongs to the text encoder.
-        shift: Timestep shift of the noise levels, greater than 0.
-        pixel_budget: Height times width to aim at where no size is given.
+        scheduler: Solver of a Wan checkpoint; without one the model is an embedded one.
+        image_encoder: CLIP encoder of a Wan checkpoint that takes CLIP tokens.
+        image_processor: Belongs to the image encoder.
+        transformer_2: Second expert of a Wan checkpoint, for low noise.
+        shift: Timestep shift of an embedded model's noise levels, greater than 0.
+        pixel_budget: Height times width to aim at where no size is given; None leaves it to the
+            checkpoint.
         default_fps: Frames per second that the model was trained at.
-        max_sequence_length: Text tokens that the model sees.
+        max_sequence_length: Text tokens that an embedded model sees.
+        boundary_ratio: Share of the timesteps, from 0, that belongs to the second expert.
+        expand_timesteps: Whether a Wan checkpoint takes a timestep for each token.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 - read by diffusers
+    model_cpu_offload_seq = "text_encoder->image_encoder->transformer->transformer_2->vae"
+    _optional_components = [  # noqa: RUF012 - read by diffusers
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+        "image_encoder",
+        "image_processor",
+        "transformer_2",
+    ]
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - read by diffusers
 
     def __init__(
@@ -103,20 +109,35 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         vae: LinearVideoCodec | AutoencoderKLWan,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        scheduler: SchedulerMixin | None = None,
+        image_encoder: PreTrainedModel | None = None,
+        image_processor: BaseImageProcessor | None = None,
+        transformer_2: PixelDanceTransformer3DModel | None = None,
         shift: float = SAMPLING_SHIFT,
-        pixel_budget: int = DEFAULT_PIXEL_BUDGET,
+        pixel_budget: int | None = None,
         default_fps: int = DEFAULTS.fps,
         max_sequence_length: int = 64,
+        boundary_ratio: float | None = None,
+        expand_timesteps: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
-            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            image_processor=image_processor,
+            transformer_2=transformer_2,
         )
         self.register_to_config(
             shift=shift,
             pixel_budget=pixel_budget,
             default_fps=default_fps,
             max_sequence_length=max_sequence_length,
+            boundary_ratio=boundary_ratio,
+            expand_timesteps=expand_timesteps,
         )
         self._has_shared_text_encoder = False
         self._interrupt = False
@@ -134,16 +155,16 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         **components: Any,
     ) -> Self:
-        """Load the pipeline from a local folder.
+        """Load the pipeline from a local folder: one of ours, or a Wan checkpoint of diffusers.
 
-        A folder without a text encoder gets the one that is installed, in float32.
+        An embedded model without a text encoder gets the one that is installed, in float32.
 
         Args:
-            folder: Folder with ``model_index.json``, ``transformer/`` and ``vae/``.
-            dtype: Dtype of the transformer, or a dtype for each component; those left out are in
-                float32.
-            **components: ``transformer``, ``vae``, ``text_encoder`` or ``tokenizer`` to use in
-                place of those of the folder. ``text_encoder=None`` loads none.
+            folder: Folder with ``model_index.json``, ``transformer/``, ``vae/``, ...
+            dtype: Dtype of the transformers and of a Wan checkpoint's text encoder, or a dtype for
+                each component; those left out are in float32.
+            **components: Components by name to use in place of those of the folder.
+                ``text_encoder=None`` loads none.
 
         Returns:
             The pipeline, on the CPU.
@@ -152,29 +173,17 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             CheckpointError: If the folder holds no pipeline, or part of it cannot be loaded.
             InputError: If a component is unknown.
         """
-        known = ("transformer", "vae", "text_encoder", "tokenizer")
-        for name in components:
-            if name not in known:
-                raise InputError(f"Unknown component {name!r}. Known are {', '.join(known)}.")
-        if not (Path(folder) / "model_index.json").is_file():
-            raise CheckpointError(
-                f"No pipeline in {folder}: model_index.json is missing. Give a folder that "
-                "save_pretrained has written."
-            )
-        try:
-            dtypes = dtype if isinstance(dtype, dict) else {"transformer": dtype or torch.float32}
-            pipeline = super().from_pretrained(
-                str(folder), dtype={"default": torch.float32, **dtypes}, **components
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise CheckpointError(
-                f"The pipeline in {folder} cannot be loaded: {reason} Fetch its files again."
-            ) from error
+        check_components(
+            folder, components, known=("transformer", "vae", *cls._optional_components)
+        )
+        with named_loading_errors(folder):
+            options = loading_options(folder, dtype, components)
+            pipeline = super().from_pretrained(str(folder), **options)
         # The folder's own path would end up in files that are saved from here.
-        for part in (pipeline, pipeline.transformer, pipeline.vae):
+        for part in (pipeline, *pipeline._models()):
             part.register_to_config(_name_or_path=Path(folder).name)
-        if pipeline.text_encoder is None and "text_encoder" not in components:
+        is_embedded = pipeline.scheduler is None
+        if is_embedded and pipeline.text_encoder is None and "text_encoder" not in components:
             tokenizer, text_encoder = load_text_encoder()
             pipeline.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
             pipeline._has_shared_text_encoder = True
@@ -193,7 +202,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if include_text_encoder is None:
             include_text_encoder = not self._has_shared_text_encoder
         # Where the parts came from is a path of this machine.
-        for part in (self.transformer, self.vae):
+        for part in self._models():
             part.register_to_config(_name_or_path=Path(folder).name)
         tokenizer, text_encoder = self.tokenizer, self.text_encoder
         if not include_text_encoder:
@@ -228,11 +237,20 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """The running step's estimate of the clean latents, normalised; None between calls."""
         return self._denoised
 
+    def _models(self) -> list[ModelMixin]:
+        """The components of diffusers' kind."""
+        models = (self.transformer, self.transformer_2, self.vae)
+        return [model for model in models if model is not None]
+
+    @property
+    def backbone(self) -> Backbone:
+        """What the components can do: a fresh view of them, good for one call."""
+        return EmbeddedBackbone(self) if self.scheduler is None else ReleasedBackbone(self)
+
     @property
     def size_multiple(self) -> int:
         """Height and width must be multiples of this many pixels."""
-        patch: Sequence[int] = self.transformer.config.patch_size
-        return int(self.vae.config.scale_factor_spatial) * max(patch[1], patch[2])
+        return self.backbone.size_multiple
 
     def size_for(self, aspect_ratio: str, pictures: Mapping[int, Image.Image]) -> Size:
         """The size of a clip for which none is given.
@@ -246,12 +264,17 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             A size near the model's pixel budget.
         """
         earliest = pictures[min(pictures)] if pictures else None
+        backbone = self.backbone
         return resolve_size(
             aspect_ratio,
-            pixel_budget=self.config.pixel_budget,
-            multiple=self.size_multiple,
+            pixel_budget=backbone.pixel_budget,
+            multiple=backbone.size_multiple,
             first_frame=None if earliest is None else Size(earliest.height, earliest.width),
         )
+
+    def high_noise_share(self, num_inference_steps: int) -> float:
+        """The ``last_frame_strength`` that leaves the last frame to the first of two experts."""
+        return self.backbone.boundary_share(num_inference_steps)
 
     @torch.no_grad()
     def __call__(
@@ -270,6 +293,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         num_frames: int = DEFAULTS.resolved_num_frames,
         num_inference_steps: int = DEFAULTS.num_inference_steps,
         guidance_scale: float = DEFAULTS.guidance_scale,
+        guidance_scale_2: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -302,6 +326,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             num_frames: Length of the clips, 4k + 1.
             num_inference_steps: Steps of the solver.
             guidance_scale: How much more to follow the prompt; 1.0 = off, one forward pass a step.
+            guidance_scale_2: That of the second expert, for models with two; None means the same.
             num_videos_per_prompt: Clips of each prompt.
             generator: Randomness, on the CPU: one for each clip, or one that all clips draw from in
                 turn. A clip with its own generator does not depend on the others.
@@ -324,9 +349,11 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             GenerationCancelled: If the callback set ``_interrupt``.
         """
         # 1. Check the options and load the pictures, before anything heavy.
-        check_options(num_inference_steps, guidance_scale, num_videos_per_prompt, output_type)
-        tensor_names = self._callback_tensors(
-            callback_on_step_end, callback_on_step_end_tensor_inputs
+        guidance = Guidance(guidance_scale, guidance_scale_2)
+        scales = {"guidance_scale": guidance_scale, "guidance_scale_2": guidance_scale_2}
+        check_options(num_inference_steps, scales, num_videos_per_prompt, output_type)
+        tensor_names = check_callback_tensors(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         last_steps = last_frame_steps(last_frame_strength, num_inference_steps)
         prompts = prompt_list(prompt, prompt_embeds)
@@ -334,31 +361,32 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         instructions = load_instructions(
             first_frame, last_frame, keyframes, num_frames=num_frames, num_prompts=len(prompts)
         )
-        size = self._resolve_size(height, width, instructions[0], num_frames)
+        backbone = self.backbone
+        backbone.check([item.in_force(num_frames, True) for item in instructions], guidance)
+        size = check_size(height, width, backbone.size_multiple)
+        size = size or self.size_for("auto", instructions[0].in_force(num_frames, True))
         instructions = fit_all(instructions, size, fit=fit, focus=focus)
-        grid = latent_grid(
-            num_frames,
-            size,
-            spatial_factor=self.vae.config.scale_factor_spatial,
-            temporal_factor=self.vae.config.scale_factor_temporal,
-        )
+        grid = backbone.grid(num_frames, size)
         num_clips = len(prompts) * num_videos_per_prompt
-        noise = self._prepare_noise(latents, generator, num_clips, grid)
+        noise = draw_noise(latents, generator, (num_clips, backbone.latent_channels, *grid))
+        noise = noise.to(backbone.device)
         owners = [clip // num_videos_per_prompt for clip in range(num_clips)]
         try:
-            # 2. Pictures to condition latents: while the last frame is in force, and afterwards.
-            is_last_used, is_last_kept = last_steps > 0, last_steps == num_inference_steps
-            early, late = (
-                self._conditions(instructions, owners, grid, num_frames, with_last_frame=is_used)
-                for is_used in (is_last_used, is_last_kept)
-            )
+            # 2. Prompts to token states.
+            texts = Texts(backbone.text("prompt", prompts, prompt_embeds))
+            if guidance.is_on:
+                uncond = backbone.text("negative_prompt", negatives, negative_prompt_embeds)
+                texts = texts._replace(uncond=uncond)
 
-            # 3. Prompts to token states, and those to keys and values, once for all steps.
-            contexts = {"cond": self._context("prompt", prompts, prompt_embeds, owners)}
-            if guidance_scale > 1.0:
-                contexts["uncond"] = self._context(
-                    "negative_prompt", negatives, negative_prompt_embeds, owners
-                )
+            # 3. Pictures to conditions: while the last frame is in force, and afterwards.
+            def conditions(with_last_frame: bool) -> Any:
+                clips = [item.in_force(num_frames, with_last_frame) for item in instructions]
+                return backbone.prepare_pictures(clips, owners, noise, grid, num_frames)
+
+            is_dropped = 0 < last_steps < num_inference_steps
+            is_dropped = is_dropped and any(item.last_frame for item in instructions)
+            early = conditions(last_steps > 0)
+            late = conditions(False) if is_dropped else early
 
             # 4. Noise to latents.
             self._guidance_scale, self._num_timesteps = guidance_scale, num_inference_steps
@@ -366,10 +394,13 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             num_steps_done = num_inference_steps
             with self.progress_bar(total=num_inference_steps) as progress_bar:
 
-                def velocity_at(latents: Tensor, sigma: Tensor, step: int) -> Tensor:
-                    conditions = early if step < last_steps else late
-                    velocity = self._velocity(latents, conditions, sigma, step, contexts)
-                    self._denoised = denoised_from(latents, velocity, sigma)
+                def velocity_at(latents: Tensor, moment: Moment) -> Tensor:
+                    conditions = early if moment.step < last_steps else late
+                    self._current_timestep = moment.timestep
+                    velocity = backbone.velocity(
+                        latents, moment, conditions, texts, guidance, owners
+                    )
+                    self._denoised = denoised_from(latents, velocity, moment.sigma)
                     return velocity
 
                 def on_step(step: int, latents: Tensor) -> Tensor | None:
@@ -383,23 +414,19 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     return replaced
 
                 try:
-                    latents = sample_euler(
-                        velocity_at,
-                        noise,
-                        shifted_sigmas(num_inference_steps, shift=self.config.shift),
-                        on_step=on_step,
-                    )
+                    latents = backbone.sample(velocity_at, noise, num_inference_steps, on_step)
                 except _FinishedEarly:
                     assert self._denoised is not None, "a step has been done"
                     latents = self._denoised
 
             # 5. Latents to frames; the pictures in force at the last step lend their detail.
+            is_last_kept = last_steps >= num_steps_done
+            latents = backbone.finish(latents, early if is_last_kept else late)
             frames: Any = latents
             if output_type != "latent":
-                is_last_kept = last_steps >= num_steps_done
                 pictures = [item.in_force(num_frames, is_last_kept) for item in instructions]
                 clips = [
-                    self._decode(latents[[clip]], pictures[owner])
+                    backbone.decode(latents[[clip]], pictures[owner])
                     for clip, owner in enumerate(owners)
                 ]
                 frames = to_output(clips, output_type)
@@ -408,178 +435,6 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             self._current_timestep = self._denoised = None
             self.maybe_free_model_hooks()
         return PixelDanceOutput(frames=frames) if return_dict else (frames,)
-
-    def _callback_tensors(self, callback: Any, names: Sequence[str]) -> list[str]:
-        """Names of the tensors that the callback wants; diffusers' own callbacks declare them."""
-        wanted = list(getattr(callback, "tensor_inputs", names))
-        for name in wanted:
-            if name not in self._callback_tensor_inputs:
-                raise InputError(
-                    f"callback_on_step_end_tensor_inputs can name "
-                    f"{', '.join(self._callback_tensor_inputs)}, got {name!r}."
-                )
-        return wanted
-
-    def _resolve_size(
-        self, height: int | None, width: int | None, instructions: Instructions, num_frames: int
-    ) -> Size:
-        """The size given, or the one that the earliest picture and the pixel budget ask for."""
-        if (height is None) != (width is None):
-            raise InputError(
-                f"height and width go together, got height={height} and width={width}. "
-                "Give both or neither."
-            )
-        multiple = self.size_multiple
-        if height is None or width is None:
-            return self.size_for("auto", instructions.in_force(num_frames, True))
-        for name, side in (("height", height), ("width", width)):
-            if side < multiple or side % multiple:
-                lower = max(side // multiple, 1) * multiple
-                raise InputError(
-                    f"{name} must be a multiple of {multiple} pixels, got {side}. "
-                    f"Use {lower} or {lower + multiple}."
-                )
-        return Size(height, width)
-
-    def _prepare_noise(
-        self,
-        latents: Tensor | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        num_clips: int,
-        grid: LatentGrid,
-    ) -> Tensor:
-        """Noise in float32, drawn clip by clip on the CPU so that no clip depends on the others."""
-        shape = (num_clips, int(self.vae.config.z_dim), *grid)
-        device = self._execution_device
-        if latents is not None:
-            if tuple(latents.shape) != shape:
-                raise InputError(
-                    f"latents must have the shape {shape} for these clips, "
-                    f"got {tuple(latents.shape)}."
-                )
-            return latents.to(device, torch.float32)
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
-        if isinstance(generator, torch.Generator):
-            generator = [generator] * num_clips
-        generators = list(generator)
-        if len(generators) != num_clips:
-            raise InputError(
-                f"generator must be one, or one for each of the {num_clips} clips, "
-                f"got {len(generators)}."
-            )
-        for one in generators:
-            if one.device.type != "cpu":
-                raise InputError(
-                    f"generator must be on the CPU, got one on {one.device}: noise is drawn there "
-                    "so that a seed means the same everywhere. Use torch.Generator()."
-                )
-        drawn = [torch.randn(shape[1:], generator=one, dtype=torch.float32) for one in generators]
-        return torch.stack(drawn).to(device)
-
-    def _conditions(
-        self,
-        instructions: Sequence[Instructions],
-        owners: Sequence[int],
-        grid: LatentGrid,
-        num_frames: int,
-        *,
-        with_last_frame: bool,
-    ) -> Tensor:
-        """Mask and condition latents of every clip, batch 4+channels frames height width."""
-        device = self._execution_device
-        known: dict[int, Tensor] = {}
-
-        def encode(picture: Image.Image) -> Tensor:
-            # One by one, and each picture once: the result must not depend on the batch.
-            if id(picture) not in known:
-                video = to_tensor(picture).unsqueeze(2).to(device)
-                known[id(picture)] = encode_pictures(self.vae, video)[0, :, 0]
-            return known[id(picture)]
-
-        conditions = place_keyframes(
-            [
-                {frame: encode(picture) for frame, picture in pictures.items()}
-                for pictures in (
-                    item.in_force(num_frames, with_last_frame) for item in instructions
-                )
-            ],
-            num_frames=num_frames,
-            channels=int(self.vae.config.z_dim),
-            latent_height=grid.latent_height,
-            latent_width=grid.latent_width,
-            temporal_factor=self.vae.config.scale_factor_temporal,
-        )
-        return conditions.stacked().to(device, torch.float32)[list(owners)]
-
-    def _context(
-        self, name: str, prompts: Sequence[str], embeds: Tensor | None, owners: Sequence[int]
-    ) -> TextContext:
-        """Keys and values of the prompts for every layer, one entry for each clip."""
-        width = int(self.transformer.config.text_dim)
-        if embeds is not None:
-            if embeds.ndim != 3 or embeds.shape[0] != len(prompts) or embeds.shape[2] != width:
-                raise InputError(
-                    f"{name}_embeds must have the shape ({len(prompts)}, tokens, {width}), "
-                    f"got {tuple(embeds.shape)}."
-                )
-        elif not any(prompt.strip() for prompt in prompts):
-            embeds = torch.zeros(len(prompts), self.config.max_sequence_length, width)
-        elif self.text_encoder is None or self.tokenizer is None:
-            raise InputError(f"This pipeline has no text encoder. Give {name}_embeds instead.")
-        else:
-            embeds, _ = encode_prompts(
-                self.tokenizer,
-                self.text_encoder,
-                list(prompts),
-                max_sequence_length=self.config.max_sequence_length,
-            )
-        # Padding is zeros at the end; the transformer collapses it to one key.
-        is_real = (embeds != 0).any(dim=-1)
-        positions = torch.arange(1, embeds.shape[1] + 1, device=embeds.device)
-        num_real_tokens = (is_real * positions).amax(dim=1).tolist()
-        # An offloaded model is only brought to its device by its own forward.
-        hook = getattr(self.transformer, "_hf_hook", None)
-        if hook is not None:
-            hook.pre_forward(self.transformer)
-        context: TextContext = self.transformer.prepare_context(
-            embeds.to(self._execution_device, self.transformer.dtype),
-            num_real_tokens=num_real_tokens,
-        )
-        return context.select(owners)
-
-    def _velocity(
-        self,
-        latents: Tensor,
-        conditions: Tensor,
-        sigma: Tensor,
-        step: int,
-        contexts: Mapping[str, TextContext],
-    ) -> Tensor:
-        """Velocity of all clips in float32, guided if there is an unconditional context."""
-        transformer = self.transformer
-        model_input = torch.cat([latents, conditions], dim=1).to(transformer.dtype)
-        timestep = timesteps_of(sigma).to(latents.device)
-        self._current_timestep = timestep
-        velocities = {}
-        for name, context in contexts.items():
-            with transformer.cache_context(
-                name,
-                step_index=step,
-                num_inference_steps=self._num_timesteps,
-                timestep=timestep,
-                sigma=float(sigma),
-            ):
-                velocities[name] = transformer(
-                    hidden_states=model_input,
-                    timestep=timestep.expand(len(latents)),
-                    context=context,
-                    return_dict=False,
-                )[0].float()
-        if "uncond" not in velocities:
-            return velocities["cond"]
-        return guided_velocity(velocities["cond"], velocities["uncond"], self._guidance_scale)
 
     def _after_step(self, callback: Any, step: int, tensors: dict[str, Tensor]) -> Tensor | None:
         """Run the callback; the latents that it returns replace the current ones."""
@@ -591,33 +446,3 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 f"Generation was stopped after step {step + 1} of {self._num_timesteps}."
             )
         return None if returned is None else returned.get("latents")
-
-    def _decode(self, latents: Tensor, pictures: Mapping[int, Image.Image]) -> Tensor:
-        """Video of one clip in [0, 1] on the CPU, frames 3 height width."""
-        factor = int(self.vae.config.scale_factor_temporal)
-        last_index = (latents.shape[2] - 1) * factor
-        references = _references(pictures, last_index, latents.device)
-        video = decode_latents(self.vae, latents, references)[0]
-        return video.add(1.0).div(2.0).clamp(0.0, 1.0).transpose(0, 1).float().cpu()
-
-
-def _references(
-    pictures: Mapping[int, Image.Image], last_index: int, device: torch.device
-) -> References | None:
-    """The two pictures that the decoder may look at: of the first frame, then of the last.
-
-    Where one of them is not given, the key frame nearest to it stands in.
-    """
-    if not pictures:
-        return None
-    earliest, latest = min(pictures), max(pictures)
-    is_only_last = earliest == latest == last_index > 0
-    present = [not is_only_last, is_only_last or latest > earliest]
-    frames = [earliest if present[0] else 0, latest if present[1] else last_index]
-    # An absent picture is never looked at; it only fills its place.
-    shown = [to_tensor(pictures.get(frame, pictures[earliest])) for frame in frames]
-    return References(
-        pictures=torch.cat(shown).unsqueeze(0).to(device),
-        frames=torch.tensor([frames], device=device),
-        present=torch.tensor([present], device=device),
-    )

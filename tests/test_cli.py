@@ -75,7 +75,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[GenerationRequest
 
     Path("pixeldance-mini").mkdir()
     Path("pixeldance-mini", "model_index.json").touch()
-    stub = SimpleNamespace(generate_many=generate_many)
+    stub = SimpleNamespace(generate_many=generate_many, memory_plan=None)
     monkeypatch.setattr("pixeldance.api.load", lambda *args, **options: stub)
     return received
 
@@ -292,7 +292,7 @@ def test_existing_files_are_replaced_on_demand(loaded: Model) -> None:
 
 
 def stub_model(monkeypatch: pytest.MonkeyPatch, generate_many: Callable[..., Any]) -> None:
-    stub = SimpleNamespace(generate_many=generate_many)
+    stub = SimpleNamespace(generate_many=generate_many, memory_plan=None)
     monkeypatch.setattr("pixeldance.api.load", lambda *args, **options: stub)
 
 
@@ -418,6 +418,8 @@ def test_ctrl_c_ends_the_process_without_a_traceback(tmp_path: Path) -> None:
     code = f"""
 import sys, time, types
 class Model:
+    memory_plan = None
+
     def generate_many(request, on_step):
         print("running", file=sys.stderr, flush=True)
         time.sleep(60)

@@ -32,6 +32,18 @@ def generate(
     contact_sheet: Annotated[
         Path | None, typer.Option(help="Where to write a picture of its frames, ending in .png.")
     ] = None,
+    memory: Annotated[
+        str,
+        typer.Option(
+            help="How much GPU memory a Wan checkpoint may take: auto, 24gb, 12gb or 8gb."
+        ),
+    ] = "auto",
+    lora: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[high:|low:]PATH[:SCALE]", help="LoRA to add; may be given several times."
+        ),
+    ] = [],  # noqa: B006 - typer reads it
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +53,8 @@ def generate(
     numbered: clip-1.mp4, clip-2.mp4, ...
     """
     request = checked_request(fields)
-    files = _generate(request, output, contact_sheet, overwrite=overwrite)
+    options = {"memory": memory, "loras": lora}
+    files = _generate(request, output, contact_sheet, overwrite=overwrite, options=options)
     _print_files(files, as_json=as_json)
 
 
@@ -118,6 +131,8 @@ def rerun(
     loaded = _load(model or _installed(recorded["name"]), device=device, dtype=dtype)
     from pixeldance import api
 
+    if "finishing" in recipe:
+        tell("The clip was finished afterwards; it is made again as it was generated.")
     with progress() as on_step:
         clip = api.rerun(recipe, model=loaded, on_step=on_step)
     if output is not None:
@@ -152,7 +167,8 @@ def models(*, as_json: JsonOption = False) -> None:
 # ---- steps of the commands
 
 
-def _load(model: str, *, device: str = "auto", dtype: str = "auto") -> "Model":
+def _load(model: str, **options: Any) -> "Model":
+    """Load a model with options of ``api.load``, and tell how it fits into memory."""
     from pixeldance.models.loading import find_weights
 
     tell(f"Loading {model}")
@@ -160,11 +176,19 @@ def _load(model: str, *, device: str = "auto", dtype: str = "auto") -> "Model":
     from pixeldance.api import load
 
     silence_libraries()
-    return load(model, device=device, dtype=dtype)
+    loaded = load(model, **options)
+    if loaded.memory_plan is not None:
+        tell(f"Memory: {loaded.memory_plan}")
+    return loaded
 
 
 def _generate(
-    request: GenerationRequest, output: Path, contact_sheet: Path | None, *, overwrite: bool
+    request: GenerationRequest,
+    output: Path,
+    contact_sheet: Path | None,
+    *,
+    overwrite: bool,
+    options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Make and save the clips of a request whose pictures are known to be readable.
 
@@ -180,7 +204,7 @@ def _generate(
         check_clip_path(path, overwrite=overwrite)
     for path in sheets:
         check_output_path(path, suffix=".png", overwrite=overwrite)
-    model = _load(request.model)
+    model = _load(request.model, **(options or {}))
     with progress() as on_step:
         clips = model.generate_many(request, on_step=on_step)
     with _removed_on_failure([*outputs, *sheets]):

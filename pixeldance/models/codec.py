@@ -281,6 +281,12 @@ def denormalized(codec: ModelMixin, latents: Tensor) -> Tensor:
     return latents.float() * std + mean
 
 
+def normalized(codec: ModelMixin, latents: Tensor) -> Tensor:
+    """Float32 latents of about unit variance from the codec's own, as ``denormalized`` undoes."""
+    mean, std = _statistics(codec, latents)
+    return (latents.float() - mean) / std
+
+
 def _statistics(codec: ModelMixin, latents: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = (
         torch.tensor(values, device=latents.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
@@ -301,9 +307,7 @@ def encode_pictures(codec: ModelMixin, video: Tensor) -> Tensor:
         Float32 ``(batch, channels, latent_frames, latent_height, latent_width)`` of about unit
         variance.
     """
-    latents = codec.encode(video.to(codec.dtype)).latent_dist.mode().float()
-    mean, std = _statistics(codec, latents)
-    return (latents - mean) / std
+    return normalized(codec, codec.encode(video.to(codec.dtype)).latent_dist.mode())
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ WEIGHTS_VARIABLE = "PIXELDANCE_WEIGHTS"
 """Environment variable: a folder with models in it, searched first."""
 
 _INDEX_FILE = "model_index.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FINGERPRINTED = (".json", ".safetensors")
 
@@ -61,17 +62,18 @@ def available_models() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def find_weights(model: str | Path) -> Path:
+def find_weights(model: str | Path, *, download: bool = False) -> Path:
     """Find the folder of a model.
 
     Args:
         model: A folder, a name, or a hub id.
+        download: Whether a hub id that is not here may be fetched, however large it is.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: If there is none, or a hub id cannot be downloaded.
+        CheckpointError: If there is none; for a hub id that is not here, with its size and licence.
     """
     folder = Path(model).expanduser()
     if is_model(folder):
@@ -85,7 +87,7 @@ def find_weights(model: str | Path) -> Path:
     if str(model) in known:
         return known[str(model)]
     if _HUB_ID.fullmatch(str(model)):
-        return _download(str(model))
+        return _from_hub(str(model), download=download)
     close = get_close_matches(str(model), known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     names = ", ".join(known) or "none"
@@ -95,18 +97,18 @@ def find_weights(model: str | Path) -> Path:
     )
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _from_hub(hub_id: str, *, download: bool) -> Path:
+    from pixeldance.models.hub import cached_checkpoint, fetch_checkpoint, plan_download
 
-    try:
-        # Never pickled weights.
-        folder = snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt"])
-    except Exception as error:
-        raise CheckpointError(
-            f"{hub_id!r} is no folder here and cannot be downloaded from the hub "
-            f"({type(error).__name__}). Check the name and the network, or give a local folder."
-        ) from error
-    return Path(folder)
+    cached = cached_checkpoint(hub_id)
+    if cached is not None:
+        return cached
+    if download:
+        return fetch_checkpoint(hub_id)
+    raise CheckpointError(
+        f"This model is not on this machine, and fetching it takes {plan_download(hub_id)}. "
+        f"Run: pixeldance fetch {hub_id}"
+    )
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -131,19 +133,31 @@ def weights_sha256(folder: str | Path) -> str:
     }
     digest = hashlib.sha256()
     for name in sorted(files):
-        with files[name].open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = _cached_sha256(files[name])
+        if content is None:
+            with files[name].open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{content}  {name}\n".encode())
     return digest.hexdigest()
 
 
-def packaged_file(package: str, name: str, *, sha256: str) -> Path:
+def _cached_sha256(path: Path) -> str | None:
+    """The digest that the hub's cache has checked: large files lie there under it."""
+    target = path.resolve()
+    is_cached = path.is_symlink() and target.parent.name == "blobs"
+    return target.name if is_cached and _SHA256.fullmatch(target.name) else None
+
+
+def packaged_file(
+    package: str, name: str, *, sha256: str, install: str = "`make eval-peers`"
+) -> Path:
     """Find a file of an installed package without running the package.
 
     Args:
         package: Name to import.
         name: Path of the file in the package.
         sha256: What the file must hash to.
+        install: The command that installs the package, for the error message.
 
     Returns:
         The file.
@@ -153,14 +167,14 @@ def packaged_file(package: str, name: str, *, sha256: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"The package {package} is not installed. Run `make eval-peers`.")
+        raise DataError(f"The package {package} is not installed. Run {install}.")
     path = Path(spec.submodule_search_locations[0]) / name
     if not path.is_file():
-        raise DataError(f"The package {package} has no file {name}. Run `make eval-peers`.")
+        raise DataError(f"The package {package} has no file {name}. Run {install}.")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         raise DataError(
             f"{name} of the package {package} has sha256 {found[:12]}, known is {sha256[:12]}. "
-            "Uninstall the package and run `make eval-peers`."
+            f"Uninstall the package and run {install}."
         )
     return path

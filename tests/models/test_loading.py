@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,27 +61,32 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         find_weights(tmp_path)
 
 
-def test_a_hub_id_is_downloaded_without_pickles(
+def test_a_hub_id_is_downloaded_on_request_and_without_pickles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
-    def download(hub_id: str, allow_patterns: list[str]) -> str:
+    def download(hub_id: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        if local_files_only:
+            raise FileNotFoundError(hub_id)
         asked.append((hub_id, allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert find_weights("someone/fox") == tmp_path
-    assert asked == [("someone/fox", ["*.json", "*.safetensors", "*.txt"])]
+    assert find_weights("someone/fox", download=True) == tmp_path
+    assert asked == [("someone/fox", ["*.json", "*.safetensors", "*.txt", "*.model"])]
 
 
-def test_a_failed_download_is_one_line_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(hub_id: str, allow_patterns: list[str]) -> str:
-        raise OSError(f"no route to {hub_id} {allow_patterns}\nmore lines")
+@pytest.mark.parametrize("download", [False, True])
+def test_a_hub_that_cannot_be_reached_is_one_line_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    def fail(hub_id: str, **options: Any) -> str:
+        raise OSError(f"no route to {hub_id} {options}\nmore lines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(CheckpointError, match=r"^'someone/fox' is no folder .*local folder\.$"):
-        find_weights("someone/fox")
+        find_weights("someone/fox", download=download)
 
 
 def test_the_fingerprint_depends_on_weights_and_config_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""The model shipped with the package: MiniLM text, single pictures as conditions, Euler steps."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pixeldance._pipeline_inputs import to_tensor
+from pixeldance.backbones.base import (
+    Backbone,
+    Guidance,
+    Moment,
+    PicturesByFrame,
+    StepFn,
+    Texts,
+    VelocityFn,
+)
+from pixeldance.diffusion import sample_euler, shifted_sigmas, timesteps_of
+from pixeldance.errors import InputError
+from pixeldance.geometry import LatentGrid
+from pixeldance.instructions import place_keyframes
+from pixeldance.models.codec import References, decode_latents, encode_pictures
+from pixeldance.models.text import encode_prompts
+from pixeldance.request import DEFAULT_PIXEL_BUDGET
+
+
+class EmbeddedBackbone(Backbone):
+    """Every picture is encoded alone and put into its latent frame, with a mask beside it."""
+
+    @property
+    def pixel_budget(self) -> int:
+        """Height times width to aim at where no size is given."""
+        return int(self.pipeline.config.pixel_budget or DEFAULT_PIXEL_BUDGET)
+
+    def check(self, clips: Sequence[PicturesByFrame], guidance: Guidance) -> None:  # noqa: ARG002
+        """Refuse what this model cannot do: it has one expert, and takes every picture."""
+        if guidance.scale_2 is not None:
+            raise InputError(
+                "guidance_scale_2 is for models with two experts; this one has one. Leave it out."
+            )
+
+    def needs_text_encoder(self, prompts: Sequence[str]) -> bool:
+        """Blank prompts are zeros."""
+        return any(prompt.strip() for prompt in prompts)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Token states of prompts, ``prompts seq dim``, zeros after the real tokens."""
+        length = self.pipeline.config.max_sequence_length
+        if not self.needs_text_encoder(prompts):
+            return torch.zeros(len(prompts), length, int(self.transformer.config.text_dim))
+        embeds, _ = encode_prompts(
+            self.pipeline.tokenizer,
+            self.pipeline.text_encoder,
+            list(prompts),
+            max_sequence_length=length,
+        )
+        return embeds
+
+    def prepare_pictures(
+        self,
+        clips: Sequence[PicturesByFrame],
+        owners: Sequence[int],
+        noise: Tensor,  # noqa: ARG002 - not everybody's
+        grid: LatentGrid,
+        num_frames: int,
+    ) -> Tensor:
+        """Mask and condition latents of every clip, ``batch 4+channels frames height width``."""
+        known: dict[int, Tensor] = {}
+
+        def encode(picture: Image.Image) -> Tensor:
+            # One by one, and each picture once: the result must not depend on the batch.
+            if id(picture) not in known:
+                video = to_tensor(picture).unsqueeze(2).to(self.device)
+                known[id(picture)] = encode_pictures(self.vae, video)[0, :, 0]
+            return known[id(picture)]
+
+        conditions = place_keyframes(
+            [{frame: encode(picture) for frame, picture in clip.items()} for clip in clips],
+            num_frames=num_frames,
+            channels=self.latent_channels,
+            latent_height=grid.latent_height,
+            latent_width=grid.latent_width,
+            temporal_factor=self.temporal_factor,
+        )
+        return conditions.stacked().to(self.device, torch.float32)[list(owners)]
+
+    def sample(
+        self, velocity_fn: VelocityFn, noise: Tensor, num_steps: int, on_step: StepFn
+    ) -> Tensor:
+        """Euler steps over the shifted schedule."""
+        self.num_steps = num_steps
+
+        def velocity_at(latents: Tensor, sigma: Tensor, step: int) -> Tensor:
+            return velocity_fn(latents, Moment(step, sigma, timesteps_of(sigma)))
+
+        sigmas = shifted_sigmas(num_steps, shift=self.pipeline.config.shift)
+        return sample_euler(velocity_at, noise, sigmas, on_step=on_step)
+
+    def velocity(
+        self,
+        latents: Tensor,
+        moment: Moment,
+        conditions: Tensor,
+        texts: Texts,
+        guidance: Guidance,
+        owners: Sequence[int],
+    ) -> Tensor:
+        """Guided velocity of all clips, float32."""
+        contexts = self.contexts(self.transformer, texts, owners, with_uncond=guidance.is_on)
+        model_input = torch.cat([latents, conditions], dim=1)
+        timestep = moment.timestep.to(latents.device).expand(len(latents))
+        return self.guided(
+            self.transformer, model_input, timestep, moment, contexts, guidance.scale
+        )
+
+    def decode_video(self, latents: Tensor, pictures: PicturesByFrame) -> Tensor:
+        """Video of one clip in [-1, 1], ``1 3 frames height width``; pictures lend their detail."""
+        references = self._references(pictures, latents)
+        if self.parallel is None:
+            return decode_latents(self.vae, latents, references)
+
+        def frames(start: int, stop: int) -> Tensor:
+            return self._decode_part(latents, references, start, stop)
+
+        batch, _, latent_frames, height, width = latents.shape
+        factor = self.spatial_factor
+        shape = (batch, 3, 0, height * factor, width * factor)
+        return self.parallel.share_frames(latent_frames, frames, latents.new_empty(shape))
+
+    def _decode_part(
+        self, latents: Tensor, references: References | None, start: int, stop: int
+    ) -> Tensor:
+        """Video of the latent frames ``[start, stop)``, each decoded without its neighbours.
+
+        The first latent frame of what is decoded counts as one picture frame. One more is decoded
+        where it is not the clip's, and its frame left out.
+        """
+        begin = max(start - 1, 0)
+        if references is not None:
+            frames = references.frames - begin * self.temporal_factor
+            references = references._replace(frames=frames)
+        video = decode_latents(self.vae, latents[:, :, begin:stop], references)
+        return video if start == 0 else video[:, :, 1:]
+
+    def _references(self, pictures: PicturesByFrame, latents: Tensor) -> References | None:
+        """The two pictures that the decoder may look at: of the first frame, then of the last.
+
+        Where one of them is not given, the key frame nearest to it stands in.
+        """
+        if not pictures:
+            return None
+        last_index = (latents.shape[2] - 1) * self.temporal_factor
+        earliest, latest = min(pictures), max(pictures)
+        is_only_last = earliest == latest == last_index > 0
+        present = [not is_only_last, is_only_last or latest > earliest]
+        frames = [earliest if present[0] else 0, latest if present[1] else last_index]
+        # An absent picture is never looked at; it only fills its place.
+        shown = [to_tensor(pictures.get(frame, pictures[earliest])) for frame in frames]
+        device = latents.device
+        return References(
+            pictures=torch.cat(shown).unsqueeze(0).to(device),
+            frames=torch.tensor([frames], device=device),
+            present=torch.tensor([present], device=device),
+        )
