@@ -45,7 +45,7 @@ def set_parameters(function: Callable[..., None], parameters: Sequence[inspect.P
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind, default, metavar = _kind(field.annotation), field.default, None
     if name == "keyframes":
-        kind, default, metavar = list[str], [], "FRAME=PICTURE"
+        kind, default, metavar = list[str], [], "FRAME=PICTURE|1.5s=PICTURE"
     elif name in _PICTURES:
         metavar = "PICTURE"
     elif name == "focus":
@@ -90,6 +90,7 @@ def checked_request(fields: Mapping[str, Any]) -> GenerationRequest:
             raise InputError(
                 f"--keyframe must be FRAME=PICTURE like 12=fox.png, got {text!r}. Name the frame."
             )
+        frame = _in_frames(frame, fps=fields["fps"])
         if frame in keyframes:
             raise InputError(f"--keyframe gives frame {frame} twice. Leave one out.")
         keyframes[frame] = picture
@@ -102,3 +103,9 @@ def checked_request(fields: Mapping[str, Any]) -> GenerationRequest:
     for picture in request.pictures.values():
         load_picture(picture)
     return request
+
+
+def _in_frames(moment: str, *, fps: int) -> str:
+    """The frame nearest to seconds such as 1.5s; what else is given stays for the request."""
+    seconds = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)s", moment)
+    return moment if seconds is None else str(round(float(seconds[1]) * fps))
