@@ -19,11 +19,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from pixeldance.errors import InputError
 from pixeldance.models.alignment import GROUP
+from pixeldance.models.motion import Motion, still
 from pixeldance.models.refiner import ReferenceRefiner
 
 
@@ -31,14 +32,29 @@ class References(NamedTuple):
     """Pictures that a clip is known to contain, handed to the decoder.
 
     Attributes:
-        pictures: ``(batch, r, 3, height, width)`` in [-1, 1], r at most 2.
-        frames: ``(batch, r)`` int64, the pixel frame at which each stands.
+        pictures: ``(batch, r, 3, height, width)`` in [-1, 1]. Where there are more than two, every
+            latent frame is helped by the two around it.
+        frames: ``(batch, r)`` int64, the pixel frame at which each stands, increasing.
         present: ``(batch, r)`` bool; False entries are ignored.
     """
 
     pictures: Tensor
     frames: Tensor
     present: Tensor
+
+
+class PreparedReferences(NamedTuple):
+    """Two references and what is found out about them once for all frames of a clip.
+
+    Attributes:
+        given: The references; added ones are absent.
+        coarse: ``(batch, 2, 3, height, width)``, what the projection keeps of them.
+        motion: Between them; nothing moves where one is absent in all clips.
+    """
+
+    given: References
+    coarse: Tensor
+    motion: Motion
 
 
 class ExactLatents:
@@ -157,73 +173,76 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             Video ``(batch, 3, frames, height, width)``.
 
         Raises:
-            InputError: If ``chunk < 1`` or there are more than two references.
+            InputError: If ``chunk < 1``, or there are more than two references and they are not at
+                the same, increasing frames in all clips.
         """
         if chunk < 1:
             raise InputError(f"chunk must be at least 1, got {chunk}.")
-        prepared = None if references is None else self.prepare_references(references)
-        for start in range(0, latents.shape[2], chunk):
-            part = latents[:, :, start : start + chunk]
-            groups = self.unproject(part)
-            if self.refiner is not None:
-                groups = self.refine(groups, prepared, start)
-            frames = rearrange(groups, "b t q c h w -> b c (t q) h w")
-            if start == 0:  # the first frame was repeated
-                frames = torch.cat([groups[:, 0].mean(1)[:, :, None], frames[:, :, GROUP:]], dim=2)
-            yield frames.to(latents.dtype)
+        references = references or self._no_references(latents)
+        for gap, around in _gaps(references, latents.shape[2]):
+            prepared = None if self.refiner is None else self.prepare_references(around)
+            for start in range(gap.start, gap.stop, chunk):
+                groups = self.unproject(latents[:, :, start : min(start + chunk, gap.stop)])
+                if prepared is not None:
+                    groups = self.refine(groups, prepared, start)
+                frames = rearrange(groups, "b t q c h w -> b c (t q) h w")
+                if start == 0:  # the first frame was repeated
+                    first = groups[:, 0].mean(1)[:, :, None]
+                    frames = torch.cat([first, frames[:, :, GROUP:]], dim=2)
+                yield frames.to(latents.dtype)
 
-    def refine(
-        self, groups: Tensor, references: tuple[References, Tensor] | None, start: int
-    ) -> Tensor:
+    def _no_references(self, latents: Tensor) -> References:
+        batch, device = len(latents), latents.device
+        height, width = (self.spatial_factor * cells for cells in latents.shape[-2:])
+        return References(
+            torch.zeros(batch, 0, 3, height, width, device=device),
+            torch.zeros(batch, 0, dtype=torch.int64, device=device),
+            torch.zeros(batch, 0, dtype=torch.bool, device=device),
+        )
+
+    def refine(self, groups: Tensor, references: PreparedReferences, start: int) -> Tensor:
         """Refine coarse groups of four frames.
 
         Args:
             groups: ``(batch, t, 4, 3, height, width)``, one group per latent frame.
-            references: Up to two given pictures and what the projection keeps of them, or None.
+            references: Up to two given pictures, prepared.
             start: Latent frame of the first group.
 
         Returns:
             Refined groups like ``groups``.
         """
         assert self.refiner is not None, "refine needs a refiner"
-        batch, count = groups.shape[:2]
-        if references is None:
-            blank = groups.new_zeros(batch, 2, *groups.shape[3:])
-            given = References(
-                blank,
-                torch.zeros(batch, 2, dtype=torch.int64, device=groups.device),
-                torch.zeros(batch, 2, dtype=torch.bool, device=groups.device),
-            )
-            references = (given, blank)
-        given, coarse_references = references
-        last_frames = GROUP * torch.arange(start, start + count, device=groups.device)
-        offsets = given.frames[:, None] - last_frames[None, :, None]
+        given, coarse_references, motion = references
+        last_frames = GROUP * torch.arange(start, start + groups.shape[1], device=groups.device)
         weight_type = self.refiner.enter.weight.dtype
         refined, _ = self.refiner(
-            rearrange(groups, "b t q c h w -> (b t) q c h w").to(weight_type),
-            repeat(given.pictures, "b r c h w -> (b t) r c h w", t=count).to(weight_type),
-            repeat(coarse_references, "b r c h w -> (b t) r c h w", t=count).to(weight_type),
-            rearrange(offsets, "b t r -> (b t) r"),
-            repeat(given.present, "b r -> (b t) r", t=count),
+            groups.to(weight_type),
+            given.pictures.to(weight_type),
+            coarse_references.to(weight_type),
+            given.frames[:, None] - last_frames[None, :, None],
+            given.present,
+            motion,
         )
-        return rearrange(refined, "(b t) q c h w -> b t q c h w", t=count)
+        return refined
 
     def project_picture(self, picture: Tensor) -> Tensor:
         """What the projection keeps of pictures ``(batch, 3, height, width)``; same shape."""
         return self.unproject(self._project(picture[:, :, None]))[:, 0].mean(1)
 
-    def prepare_references(self, references: References) -> tuple[References, Tensor]:
-        """Fill up to two references, and add what the projection keeps of them.
+    @torch.no_grad()
+    def prepare_references(self, references: References) -> PreparedReferences:
+        """Fill up to two references, and find out what all frames need to know about them.
 
         Args:
             references: At most two.
 
         Returns:
-            Two references (the added ones absent), and their projections ``(batch, 2, 3, h, w)``.
+            The references with their projections and the motion between them.
 
         Raises:
             InputError: If there are more than two.
         """
+        assert self.refiner is not None, "only a refiner needs references"
         pictures, frames, present = references
         given = pictures.shape[1]
         if given > 2:
@@ -239,7 +258,12 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             torch.cat([present, present.new_zeros(len(present), missing)], 1),
         )
         flat = rearrange(padded.pictures, "b r c h w -> (b r) c h w")
-        return padded, rearrange(self.project_picture(flat), "(b r) c h w -> b r c h w", r=2)
+        coarse = rearrange(self.project_picture(flat), "(b r) c h w -> b r c h w", r=2)
+        if padded.present.all(1).any():
+            motion = self.refiner.aligner.motion(padded.pictures)
+        else:
+            motion = still(padded.pictures)
+        return PreparedReferences(padded, coarse, motion)
 
     def _project(self, video: Tensor) -> Tensor:
         side = self.spatial_factor
@@ -259,6 +283,42 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             y=side,
             x=side,
         )
+
+
+def _gaps(references: References, num_groups: int) -> list[tuple[range, References]]:
+    """Latent frames, and the references that help them: at most two.
+
+    Raises:
+        InputError: If there are more than two, but not at the same, increasing frames in all clips.
+    """
+    count = references.frames.shape[1]
+    if count <= 2:
+        return [(range(num_groups), references)]
+    frames = references.frames[0].tolist()
+    if (references.frames != references.frames[:1]).any() or sorted(set(frames)) != frames:
+        raise InputError(
+            "more than two references must stand at the same, increasing frames in all clips, got "
+            f"{references.frames.tolist()}. Decode the clips one by one, and sort their references."
+        )
+    pairs = {group: _around(frames, GROUP * group) for group in range(num_groups)}
+    gaps: list[tuple[range, tuple[int, int]]] = []
+    for group, pair in pairs.items():
+        if gaps and gaps[-1][1] == pair:
+            gaps[-1] = (range(gaps[-1][0].start, group + 1), pair)
+        else:
+            gaps.append((range(group, group + 1), pair))
+    return [
+        (groups, References(*(part[:, list(pair)] for part in references))) for groups, pair in gaps
+    ]
+
+
+def _around(frames: Sequence[int], last_frame: int) -> tuple[int, int]:
+    """Which two references stand around a latent frame; outside all, the outermost ones."""
+    for index in range(len(frames) - 1):
+        after = last_frame > frames[index] or (index == 0 and last_frame == frames[0])
+        if after and last_frame <= frames[index + 1]:
+            return index, index + 1
+    return 0, len(frames) - 1
 
 
 def grouped(video: Tensor) -> Tensor:

@@ -6,22 +6,18 @@ U-Net chooses, per pixel, between the warped references and the coarse frame, an
 has.
 
 The four frames of one latent frame are refined together and independently of all others, so
-decoding a few latent frames at a time gives the same pictures as decoding all.
+decoding a few latent frames at a time gives the same pictures as decoding all. What is found out
+about the references alone is found out once for all frames that are refined together.
 """
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from pixeldance.models.alignment import (
-    GROUP,
-    Aligned,
-    ReferenceAligner,
-    ResidualBlock,
-    as_input,
-    zeroed,
-)
+from pixeldance.models.alignment import GROUP, Aligned, ReferenceAligner
+from pixeldance.models.layers import ResidualBlock, as_input, zeroed
+from pixeldance.models.motion import Motion
 
 _UNSHUFFLE = 4  # the U-Net works at 1/4 of the resolution
 _TIME_UNIT = 24.0  # frames that count as 1 in the time channels
@@ -61,6 +57,7 @@ class ReferenceRefiner(nn.Module):
         self.up_middle = _stage(middle)
         self.from_middle = nn.ConvTranspose2d(middle, fine, 2, stride=2)
         self.up_fine = _stage(fine)
+        self.enter_layers = zeroed(nn.Conv2d(GROUP * 3, fine, 1))
         # per pixel and frame: 3 colours to add and 3 choices (coarse, first reference, second)
         self.leave = nn.Sequential(
             nn.GroupNorm(8, fine),
@@ -75,27 +72,64 @@ class ReferenceRefiner(nn.Module):
         coarse_references: Tensor,
         offsets: Tensor,
         present: Tensor,
+        motion: Motion | None = None,
     ) -> tuple[Tensor, Aligned]:
-        """Refine.
+        """Refine latent frames of some clips.
 
         Args:
-            coarse: ``(n, 4, 3, height, width)`` in about [-1, 1], sides multiples of 16.
+            coarse: ``(n, t, 4, 3, height, width)`` in about [-1, 1], sides multiples of 16.
             references: ``(n, 2, 3, height, width)``, the given pictures; anything where absent.
             coarse_references: Same shape, the references after projection.
-            offsets: ``(n, 2)``, frames from the group's last frame to each reference.
+            offsets: ``(n, t, 2)``, frames from each group's last frame to each reference.
             present: ``(n, 2)`` bool.
+            motion: Between the two references, if it is known already.
 
         Returns:
-            Refined frames like ``coarse`` and the aligned references.
+            Refined frames like ``coarse`` and the aligned references, frames in one row.
         """
+        clips, count = coarse.shape[:2]
+        behind = torch.arange(GROUP - 1, -1, -1, device=offsets.device)  # frames to the last one
+        aligned = self.aligner(
+            rearrange(coarse, "n t q c h w -> n (t q) c h w"),
+            references,
+            coarse_references,
+            rearrange(offsets[:, :, None] + behind[:, None], "n t q r -> n (t q) r"),
+            present,
+            motion,
+        )
+        pictures, confidence = (
+            rearrange(part, "n r (t q) c h w -> (n t) r q c h w", q=GROUP)
+            for part in (aligned.pictures, aligned.confidence)
+        )
+        layers = rearrange(aligned.layers, "n (t q) c h w -> (n t) (q c) h w", q=GROUP)
+        present = repeat(present, "n r -> (n t) r", t=count)
+        refined = self._refined(
+            rearrange(coarse, "n t q c h w -> (n t) q c h w"),
+            pictures,
+            confidence,
+            layers,
+            rearrange(offsets, "n t r -> (n t) r"),
+            present,
+        )
+        return rearrange(refined, "(n t) q c h w -> n t q c h w", n=clips), aligned
+
+    def _refined(
+        self,
+        coarse: Tensor,
+        pictures: Tensor,
+        confidence: Tensor,
+        layers: Tensor,
+        offsets: Tensor,
+        present: Tensor,
+    ) -> Tensor:
+        """Groups ``(n, 4, 3, height, width)`` from the coarse ones and the aligned references."""
         mask = present[:, :, None, None, None, None]
-        aligned = self.aligner(coarse, references, coarse_references, offsets, present)
-        confidence = rearrange(aligned.confidence * mask, "n r q 1 h w -> n (r q) h w")
+        confidence = rearrange(confidence * mask, "n r q 1 h w -> n (r q) h w")
         time = (offsets.to(coarse.dtype) / _TIME_UNIT) * present
         where = torch.cat([time, present.to(coarse.dtype)], dim=1)
 
         small = F.pixel_unshuffle(coarse, _UNSHUFFLE)  # n 4 48 h w
-        sources = F.pixel_unshuffle(aligned.pictures * mask, _UNSHUFFLE)
+        sources = F.pixel_unshuffle(pictures * mask, _UNSHUFFLE)
         height, width = small.shape[-2:]
         inputs = torch.cat(
             [
@@ -106,20 +140,21 @@ class ReferenceRefiner(nn.Module):
             ],
             dim=1,
         )
-        colours, choice = self._unet(inputs).chunk(2, dim=1)
+        colours, choice = self._unet(inputs, layers).chunk(2, dim=1)
         colours = _to_pixels(colours)
         logits = _to_pixels(choice).float()  # n 4 3 height width; the 3 are the sources
         absent = ~present[:, None, :, None, None]
         logits = torch.cat([logits[:, :, :1], logits[:, :, 1:].masked_fill(absent, -1.0e4)], dim=2)
         weights = logits.softmax(dim=2)
         candidates = torch.cat(
-            [coarse[:, :, None], rearrange(aligned.pictures, "n r q c h w -> n q r c h w")], dim=2
+            [coarse[:, :, None], rearrange(pictures, "n r q c h w -> n q r c h w")], dim=2
         )
         blended = (weights[:, :, :, None] * candidates).sum(dim=2)
-        return blended + colours.float(), aligned
+        return blended + colours.float()
 
-    def _unet(self, inputs: Tensor) -> Tensor:
-        fine = self.down_fine(self.enter(as_input(inputs, self.enter)))
+    def _unet(self, inputs: Tensor, layers: Tensor) -> Tensor:
+        entered = self.enter(as_input(inputs, self.enter))
+        fine = self.down_fine(entered + self.enter_layers(as_input(layers, self.enter_layers)))
         height, width = fine.shape[-2:]
         # sides are multiples of 4 here, so two halvings are exact
         middle = self.down_middle(self.to_middle(fine))

@@ -152,7 +152,8 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        part: What is trained: the transformer or the codec's refiner.
+        part: What is trained: the transformer, the codec's refiner, or the motion between two
+            pictures that the refiner builds on (before it).
         codec: Folder of the codec (its projection is fixed).
         output_dir: Checkpoints, logs and the exported part go here.
         initial: Folder of exported weights to start from, or None.
@@ -192,7 +193,7 @@ class TrainConfig:
         validation_clips: Clips on such a sheet.
     """
 
-    part: Literal["transformer", "refiner"] = "transformer"
+    part: Literal["transformer", "refiner", "motion"] = "transformer"
     codec: str = "weights/pixeldance-mini/vae"
     output_dir: str = "runs/transformer"
     initial: str | None = None
@@ -235,20 +236,25 @@ class TrainConfig:
                     raise ConfigError(f"{name} must be at least {least}, got {value}.")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ConfigError(f"peak_tflops must be greater than 0, got {self.peak_tflops}.")
-        if self.part == "refiner":
-            self._check_refiner_run()
+        if self.part != "transformer":
+            self._check_small_part()
+        if self.part == "motion" and self.validation_steps is not None:
+            raise ConfigError(
+                "validation_steps shows clips, and the motion between two pictures makes none. "
+                "Leave it out."
+            )
 
-    def _check_refiner_run(self) -> None:
+    def _check_small_part(self) -> None:
         """Refuse what is made for the transformer's blocks."""
         if self.strategy == "fsdp2":
             raise ConfigError(
-                "strategy 'fsdp2' shards transformer blocks; the refiner is small and has scalar "
-                "weights, which cannot be sharded. Use 'ddp' or 'auto'."
+                "strategy 'fsdp2' shards transformer blocks; the other parts are small and have "
+                "scalar weights, which cannot be sharded. Use 'ddp' or 'auto'."
             )
         if self.gradient_checkpointing:
             raise ConfigError(
-                "gradient_checkpointing is for the transformer's blocks; the refiner has none. "
-                "Leave it out, or raise gradient_accumulation_steps to save memory."
+                "gradient_checkpointing is for the transformer's blocks; the other parts have "
+                "none. Leave it out, or raise gradient_accumulation_steps to save memory."
             )
 
 

@@ -18,6 +18,7 @@ from pixeldance.models.codec import LinearVideoCodec, encode_pictures
 from pixeldance.models.text import encode_prompts, load_text_encoder
 from pixeldance.training.config import BucketConfig, TrainConfig
 from pixeldance.worlds.captions import describe
+from pixeldance.worlds.motion import true_motion
 from pixeldance.worlds.stickers import Scene, StickerWorld
 
 
@@ -94,7 +95,9 @@ class _World(Dataset[dict[str, Tensor]]):
 
     def __init__(self, config: TrainConfig, codec: LinearVideoCodec, rank: int, world: int) -> None:
         self.config, self.codec, self.rank, self.world = config, codec, rank, world
-        self.needs_text = config.part == "transformer" or config.refiner.transformer is not None
+        self.needs_text = config.part == "transformer" or (
+            config.part == "refiner" and config.refiner.transformer is not None
+        )
         self._opened: tuple[StickerWorld, Any, Any] | None = None
 
     def _open(self) -> tuple[StickerWorld, Any, Any]:
@@ -111,6 +114,11 @@ class _World(Dataset[dict[str, Tensor]]):
         bucket = plan.bucket
         aspect = bucket.width / bucket.height
         scenes = [_drawn_scene(world, number, aspect, self.config.simple_share) for number in mine]
+        weight = torch.full((len(mine),), 1.0 if share else 0.0)
+        named = {"sample_ids": torch.tensor(mine), "weight": weight}
+        if self.config.part == "motion":
+            uncut = [_uncut(world, *pair, aspect) for pair in zip(scenes, mine, strict=True)]
+            return _end_pictures(world, uncut, bucket, self.config.fps) | named
         videos = render_clips(world, scenes, bucket, self.config.fps)
         captions = [describe(scene, number) for scene, number in zip(scenes, mine, strict=True)]
         if self.config.part == "refiner":
@@ -128,8 +136,7 @@ class _World(Dataset[dict[str, Tensor]]):
                 captions,
                 max_sequence_length=self.config.model.text_tokens,
             )
-        weight = torch.full((len(mine),), 1.0 if share else 0.0)
-        return batch | {"sample_ids": torch.tensor(mine), "weight": weight}
+        return batch | named
 
     def _instructed(self, videos: Tensor, sample_ids: tuple[int, ...]) -> dict[str, Any]:
         """Clean latents and the conditions of the drawn instructions."""
@@ -197,6 +204,33 @@ def _drawn_scene(world: StickerWorld, number: int, aspect: float, simple_share: 
     return scene
 
 
+def _uncut(world: StickerWorld, scene: Scene, number: int, aspect: float) -> Scene:
+    """The scene, or another one if it has a cut."""
+    attempt = 0
+    while len(scene.shots) > 1:
+        attempt += 1
+        scene = world.sample_scene(stable_hash("uncut", number, attempt), aspect=aspect)
+    return scene
+
+
+def _end_pictures(
+    world: StickerWorld, scenes: Sequence[Scene], bucket: BucketConfig, fps: int
+) -> dict[str, Tensor]:
+    """First and last frames, uint8, and the true motion between them."""
+    size = {"height": bucket.height, "width": bucket.width}
+    pace = fps / (bucket.num_frames - 1)  # the second of two frames shows the last one's pose
+    pictures = [world.render(scene, **size, num_frames=2, fps=pace) for scene in scenes]
+    motions = [
+        true_motion(world.assets, scene, **size, num_frames=bucket.num_frames, fps=fps)
+        for scene in scenes
+    ]
+    return {
+        "pictures": (torch.stack(pictures) * 255).round().to(torch.uint8),
+        "flow": torch.stack([motion.flow for motion in motions]),
+        "front": torch.stack([motion.front for motion in motions]),
+    }
+
+
 def training_batches(
     config: TrainConfig,
     codec: LinearVideoCodec,
@@ -217,8 +251,9 @@ def training_batches(
     Returns:
         A loader of dictionaries: ``clean_latents``, ``conditions`` and ``prompt_embeds`` for the
         transformer; uint8 ``video`` for the refiner (and ``prompt_embeds`` if it learns from a
-        transformer); ``sample_ids`` and ``weight`` for both. The weight is 1, or 0 for the one
-        sample that a process without a share is given.
+        transformer); uint8 ``pictures``, ``flow`` and ``front`` for the motion; ``sample_ids`` and
+        ``weight`` for all. The weight is 1, or 0 for the one sample that a process without a share
+        is given.
     """
     return DataLoader(
         _World(config, codec, rank, world_size),

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pixeldance.models.motion import PictureMotion
 from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import BucketConfig, TrainConfig
@@ -33,6 +34,7 @@ from pixeldance.training.flops import (
     clip_tokens,
     groups_per_clip,
     latent_shape,
+    motion_candidates,
     peak_of_name,
     refiner_inputs,
     training_flops,
@@ -85,11 +87,12 @@ def activation_bytes(config: TrainConfig, bucket: BucketConfig) -> Activations:
         bucket: The clip shape.
 
     Returns:
-        Bytes per clip without and with gradient checkpointing (equal for the refiner, which has
-        none).
+        Bytes per clip without and with gradient checkpointing (equal for the other parts,
+        which have none).
     """
-    if config.part == "refiner":
-        kept = _bytes_per_clip(partial(_refiner_loss, config, bucket), config)
+    if config.part != "transformer":
+        loss_of = _refiner_loss if config.part == "refiner" else _motion_loss
+        kept = _bytes_per_clip(partial(loss_of, config, bucket), config)
         return Activations(kept, kept)
     arguments = transformer_config(config)
     one, two = (
@@ -143,10 +146,18 @@ def _transformer_loss(config: TrainConfig, bucket: BucketConfig, layers: int, cl
 
 
 def _refiner_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:
-    groups = clips * groups_per_clip(config, bucket)
+    groups = groups_per_clip(config, bucket)
     model = ReferenceRefiner(config.refiner.channels)
-    refined, aligned = model(*refiner_inputs(groups, bucket.height, bucket.width))
+    refined, aligned = model(*refiner_inputs(clips, groups, bucket.height, bucket.width))
     return refined.abs().mean() + aligned.pictures.abs().mean()
+
+
+def _motion_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:  # noqa: ARG001
+    size = (bucket.height, bucket.width)
+    motion = PictureMotion().chosen(
+        torch.zeros(clips, 2, 3, *size), motion_candidates(clips, *size)
+    )
+    return motion.flow.abs().mean() + motion.front.mean()
 
 
 def _is_mixed(config: TrainConfig) -> bool:
@@ -164,11 +175,15 @@ class _Weights(NamedTuple):
 
 def _weights(config: TrainConfig) -> _Weights:
     with FakeTensorMode():
-        model: nn.Module = (
-            ReferenceRefiner(config.refiner.channels)
-            if config.part == "refiner"
-            else PixelDanceTransformer3DModel(**transformer_config(config))
-        )
+        model: nn.Module
+        match config.part:
+            case "transformer":
+                model = PixelDanceTransformer3DModel(**transformer_config(config))
+            case "refiner":
+                model = ReferenceRefiner(config.refiner.channels)
+                model.aligner.motion.requires_grad_(False)
+            case "motion":
+                model = PictureMotion()
         optimizers = make_optimizers(model, config.optimizer)
     total = _count(model.parameters())
     blocks = [_count(block.parameters()) for block in getattr(model, "blocks", ())]
@@ -204,7 +219,7 @@ def run_facts(config: TrainConfig, num_processes: int = 1) -> dict[str, Any]:
         for name in ("clips", "tokens", "flops")
     }
     counts = sorted({1, _MACHINE, num_processes})
-    strategies = ("ddp",) if config.part == "refiner" else ("ddp", "fsdp2")
+    strategies = ("ddp", "fsdp2") if config.part == "transformer" else ("ddp",)
     return {
         "part": config.part,
         "parameters": weights.parameters,

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from pixeldance.training.distributed import Processes
-from pixeldance.training.parts import Part
+from pixeldance.training.part import Part
 
 __all__ = ["export_weights"]
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixeldance.errors import CheckpointError
 from pixeldance.geometry import Size, latent_grid
 from pixeldance.models.alignment import GROUP
+from pixeldance.models.motion import FINE, NUM_CANDIDATES, Candidates, Motion, PictureMotion, still
 from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.training.config import BucketConfig, TrainConfig
 
@@ -93,7 +94,7 @@ def latent_shape(config: TrainConfig, bucket: BucketConfig) -> tuple[int, int, i
 
 
 def clip_tokens(config: TrainConfig, bucket: BucketConfig) -> int:
-    """How many tokens a clip is: patches for the transformer, latent cells for the refiner.
+    """How many tokens a clip is: patches, latent cells for the refiner, places for the motion.
 
     Args:
         config: The run.
@@ -103,6 +104,8 @@ def clip_tokens(config: TrainConfig, bucket: BucketConfig) -> int:
         Tokens per clip.
     """
     cells = math.prod(latent_shape(config, bucket))
+    if config.part == "motion":
+        return 2 * (bucket.height // FINE) * (bucket.width // FINE)
     if config.part == "refiner":
         return cells
     return cells // math.prod(transformer_config(config)["patch_size"])
@@ -168,8 +171,10 @@ def training_flops(config: TrainConfig, bucket: BucketConfig) -> int:
         Operations per clip.
     """
     if config.part == "refiner":
-        per_group = refiner_flops(config.refiner.channels, bucket.height, bucket.width)
-        forward = groups_per_clip(config, bucket) * per_group
+        groups = groups_per_clip(config, bucket)
+        forward = refiner_flops(config.refiner.channels, groups, bucket.height, bucket.width)
+    elif config.part == "motion":
+        forward = motion_flops(bucket.height, bucket.width)
     else:
         forward = forward_flops(
             transformer_config(config), clip_tokens(config, bucket), config.model.text_tokens
@@ -178,40 +183,81 @@ def training_flops(config: TrainConfig, bucket: BucketConfig) -> int:
 
 
 @lru_cache
-def refiner_flops(channels: tuple[int, int, int], height: int, width: int) -> int:
-    """Operations of the refiner's forward pass on one latent frame, counted on the meta device.
+def refiner_flops(channels: tuple[int, int, int], groups: int, height: int, width: int) -> int:
+    """Operations of the refiner's forward pass on one clip, counted on the meta device.
 
     Args:
         channels: Widths of its U-Net.
+        groups: Latent frames.
         height: Pixels.
         width: Pixels.
 
     Returns:
-        Operations per latent frame.
+        Operations, without those of the motion between the references, which is not trained with
+        the rest.
     """
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
-        ReferenceRefiner(channels)(*refiner_inputs(1, height, width))
+        ReferenceRefiner(channels)(*refiner_inputs(1, groups, height, width))
     return int(counter.get_total_flops())
 
 
-def refiner_inputs(count: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+@lru_cache
+def motion_flops(height: int, width: int) -> int:
+    """Operations of what is trained of the motion between two pictures, counted on the meta device.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        Operations per pair of pictures.
+    """
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        pictures = torch.zeros(1, 2, 3, height, width)
+        PictureMotion().chosen(pictures, motion_candidates(1, height, width))
+    return int(counter.get_total_flops())
+
+
+def motion_candidates(count: int, height: int, width: int) -> Candidates:
+    """Blank candidates for the motion between pictures, on the default device.
+
+    Args:
+        count: Pairs of pictures.
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        What ``PictureMotion.chosen`` takes.
+    """
+    shape = (count, 2, NUM_CANDIDATES)
+    grid = (height // FINE, width // FINE)
+    return Candidates(
+        torch.zeros(*shape, 2, *grid), torch.zeros(*shape, *grid), torch.zeros(*shape, *grid)
+    )
+
+
+def refiner_inputs(
+    clips: int, groups: int, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Motion]:
     """Blank inputs of the refiner, on the default device; only their shapes matter.
 
     Args:
-        count: Latent frames.
+        clips: How many clips.
+        groups: Latent frames of each.
         height: Pixels.
         width: Pixels.
 
     Returns:
         What ``ReferenceRefiner.forward`` takes.
     """
-    pictures = torch.zeros(count, 2, 3, height, width)
+    pictures = torch.zeros(clips, 2, 3, height, width)
     return (
-        torch.zeros(count, GROUP, 3, height, width),
+        torch.zeros(clips, groups, GROUP, 3, height, width),
         pictures,
         pictures,
-        torch.zeros(count, 2, dtype=torch.int64),
-        torch.ones(count, 2, dtype=torch.bool),
+        torch.zeros(clips, groups, 2, dtype=torch.int64),
+        torch.ones(clips, 2, dtype=torch.bool),
+        still(pictures),
     )
 
 

@@ -43,7 +43,8 @@ from pixeldance.training.optim import (
     set_learning_rate,
     state_of,
 )
-from pixeldance.training.parts import PartLoss, codec_fingerprint, make_part
+from pixeldance.training.part import PartLoss
+from pixeldance.training.parts import codec_fingerprint, make_part
 from pixeldance.training.validation import Validation
 
 __all__ = ["EXIT_STOPPED", "DivergedError", "TrainingStopped", "train"]

@@ -1,13 +1,14 @@
-"""The two things that are trained: what a step computes, and how the result is exported."""
+"""What is trained: what a step computes, and how the result is exported. See also motion.py."""
 
+import copy
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from pixeldance.diffusion.flow import add_noise, timesteps_of, velocity_target
@@ -23,47 +24,13 @@ from pixeldance.models.codec import (
     grouped,
 )
 from pixeldance.models.perceptual import load_perceptual_distance
+from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import sample_generator
 from pixeldance.training.flops import transformer_config
-
-
-class PartLoss(NamedTuple):
-    """What a part makes of a batch.
-
-    Attributes:
-        losses: Loss of each sample, ``(batch,)`` float32.
-        sigmas: Noise level of each sample, ``(batch,)`` in [0, 1], or None if it has none.
-    """
-
-    losses: Tensor
-    sigmas: Tensor | None
-
-
-class Part(Protocol):
-    """What the training loop needs to know about the thing it trains."""
-
-    model: nn.Module
-
-    def to(self, device: torch.device) -> None:
-        """Move all that the loss needs beside ``model`` to a device."""
-        ...
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
-        """Losses of a batch, computed with ``model`` (the prepared ``self.model``).
-
-        They depend on the samples alone, not on which of them are in the same batch.
-        """
-        ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be loaded, as JSON values."""
-        ...
-
-    def export(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write a state dict of ``self.model`` in diffusers' layout."""
-        ...
+from pixeldance.training.motion import MotionPart, codec_with_refiner
+from pixeldance.training.part import Part, PartLoss
 
 
 class TransformerPart:
@@ -167,11 +134,7 @@ class RefinerPart:
 
     def __init__(self, config: TrainConfig, codec: LinearVideoCodec) -> None:
         self.config = config
-        bare = codec
-        codec = LinearVideoCodec.from_config(bare.config, refiner_channels=config.refiner.channels)
-        codec.patch_mean.data.copy_(bare.patch_mean)
-        codec.components.data.copy_(bare.components)
-        self.codec = codec
+        self.codec = codec_with_refiner(config, codec)
         self.transformer: nn.Module | None = None
         if config.refiner.transformer is not None:
             loaded = PixelDanceTransformer3DModel.from_pretrained(
@@ -180,12 +143,9 @@ class RefinerPart:
             )
             self.transformer = loaded.eval().requires_grad_(False)
         self.perceptual = load_perceptual_distance() if config.refiner.perceptual_weight else None
-        if config.initial is not None:
-            initial = LinearVideoCodec.from_pretrained(config.initial)
-            assert initial.refiner is not None, "config.initial must have a refiner"
-            codec.refiner.load_state_dict(initial.refiner.state_dict())  # type: ignore[union-attr]
-        assert codec.refiner is not None
-        self.model: nn.Module = codec.refiner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        refiner = cast("ReferenceRefiner", self.codec.refiner)
+        refiner.aligner.motion.requires_grad_(False)  # a part of its own
+        self.model: nn.Module = refiner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def to(self, device: torch.device) -> None:
         """Move the projection and the transformer; LPIPS follows its input."""
@@ -213,34 +173,36 @@ class RefinerPart:
             latents = latents + torch.stack([draw.disturbance for draw in draws]).to(video.device)
             latents = self._with_estimates(latents, pictures, draws, batch.get("prompt_embeds"))
             groups = self.codec.unproject(denormalized(self.codec, latents))
-            _, coarse_pictures = self.codec.prepare_references(
-                References(pictures, positions, present)
-            )
+            prepared = self.codec.prepare_references(References(pictures, positions, present))
         slots = torch.stack([draw.groups for draw in draws]).to(video.device)
-        count = slots.shape[1]
         rows = torch.arange(clips, device=video.device)[:, None]
         refined, aligned = model(
-            rearrange(groups[rows, slots], "b t q c h w -> (b t) q c h w"),
-            repeat(pictures, "b r c h w -> (b t) r c h w", t=count),
-            repeat(coarse_pictures, "b r c h w -> (b t) r c h w", t=count),
-            rearrange(positions[:, None] - GROUP * slots[..., None], "b t r -> (b t) r"),
-            repeat(present, "b r -> (b t) r", t=count),
+            groups[rows, slots],
+            pictures,
+            prepared.coarse,
+            positions[:, None] - GROUP * slots[..., None],
+            present,
+            prepared.motion,
         )
-        target = rearrange(grouped(video)[rows, slots], "b t q c h w -> (b t) q c h w")
-        shown = repeat(present, "b r -> (b t) r 1 1 1 1", t=count)
-        losses = (refined - target).abs().flatten(1).mean(1)
-        losses = losses + weights.gradient_weight * _gradients(refined - target)
+        target = grouped(video)[rows, slots]
+        difference = rearrange(refined - target, "b t q c h w -> b (t q) c h w")
+        losses = difference.abs().flatten(1).mean(1)
+        losses = losses + weights.gradient_weight * _gradients(difference)
+        shown = present[:, :, None, None, None, None]
+        frames_of_target = rearrange(target, "b t q c h w -> b 1 (t q) c h w")
         for warped in (aligned.rough, aligned.pictures):
-            error = (warped - target[:, None]).abs() * shown
+            error = (warped - frames_of_target).abs() * shown
             losses = losses + weights.aligned_weight * error.flatten(1).mean(1)
         if self.perceptual is not None:
-            chosen = torch.cat([draw.frames for draw in draws])
-            each = torch.arange(len(refined))
+            chosen = torch.stack([draw.frames for draw in draws]).to(video.device)
+            each = torch.arange(slots.shape[1], device=video.device)
             made, true = (
-                self.perceptual.activations(group[each, chosen]) for group in (refined, target)
+                self.perceptual.activations(group[rows, each, chosen].flatten(0, 1))
+                for group in (refined, target)
             )
-            losses = losses + weights.perceptual_weight * self.perceptual.distances(made, true)
-        return PartLoss(rearrange(losses, "(b t) -> b t", t=count).mean(1), None)
+            distances = rearrange(self.perceptual.distances(made, true), "(b t) -> b t", b=clips)
+            losses = losses + weights.perceptual_weight * distances.mean(1)
+        return PartLoss(losses, None)
 
     def _draw(self, sample_id: int, shape: torch.Size) -> _Draw:
         """All that is random about a clip whose latents have this shape."""
@@ -312,10 +274,8 @@ class RefinerPart:
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write the whole codec, in float32."""
-        codec = LinearVideoCodec.from_config(self.codec.config)
-        codec.load_state_dict(self.codec.state_dict())
-        assert codec.refiner is not None
-        codec.refiner.load_state_dict(state)
+        codec = copy.deepcopy(self.codec)
+        cast("ReferenceRefiner", codec.refiner).load_state_dict(state)
         codec.save_pretrained(folder)
 
 
@@ -343,4 +303,10 @@ def codec_fingerprint(codec: LinearVideoCodec) -> str:
 
 def make_part(config: TrainConfig, codec: LinearVideoCodec) -> Part:
     """The part that a config names."""
-    return TransformerPart(config) if config.part == "transformer" else RefinerPart(config, codec)
+    match config.part:
+        case "transformer":
+            return TransformerPart(config)
+        case "refiner":
+            return RefinerPart(config, codec)
+        case "motion":
+            return MotionPart(config, codec)

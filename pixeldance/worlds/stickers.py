@@ -333,7 +333,7 @@ def _sample_actor(rng: random.Random, character: Character, aspect: float, count
 
 def _place(rng: random.Random, actor: Actor, aspect: float) -> tuple[float, float]:
     """A start from which the path stays in the picture (entering and leaving cross its side)."""
-    x, y, _, _ = _path(actor, torch.linspace(0, 1, 17))
+    x, y, _, _ = actor_path(actor, torch.linspace(0, 1, 17))
     place = []
     for path, half in ((x, aspect), (y, 1.0)):
         margin = min(0.55 * actor.size, 0.6 * half)
@@ -353,7 +353,7 @@ def _place(rng: random.Random, actor: Actor, aspect: float) -> tuple[float, floa
     return place[0], place[1]
 
 
-def _path(actor: Actor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def actor_path(actor: Actor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Path in the plane: x, y (units), scale and angle at times in [0, 1] of the shot."""
     x = torch.full_like(time, actor.position[0])
     y = torch.full_like(time, actor.position[1])
@@ -407,7 +407,7 @@ def _displacement(action: Action, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     raise ValueError(f"motion must be one of {', '.join(MOTIONS)} or swap, got {action.motion!r}.")
 
 
-def _camera_path(shot: Shot, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def camera_path(shot: Shot, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Camera at times in [0, 1]: x, y (units), zoom (plane per screen unit), roll (radians)."""
     zero = torch.zeros_like(time)
     one = torch.ones_like(time)
@@ -428,7 +428,7 @@ def _camera_path(shot: Shot, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
             sign = -1.0 if side == "right" else 1.0
             return zero, zero, 0.85 * one, sign * amount * centred
         case "follow":
-            x, y, _, _ = _path(shot.actors[0], time)
+            x, y, _, _ = actor_path(shot.actors[0], time)
             return x - shot.actors[0].position[0], y - shot.actors[0].position[1], one, zero
     raise ValueError(f"camera must be one of {', '.join(CAMERAS)} or follow, got {kind!r}.")
 
@@ -437,10 +437,10 @@ def _render_shot(
     assets: WorldAssets, shot: Shot, height: int, width: int, num_frames: int, fps: float
 ) -> Tensor:
     time = torch.linspace(0, 1, num_frames) if num_frames > 1 else torch.zeros(1)
-    camera = _camera_path(shot, time)
+    camera = camera_path(shot, time)
     video = _render_background(assets, shot.background, camera, height, width)
     for actor in shot.actors:
-        sprite = _render_actor(assets, actor, time, camera, (height, width), fps)
+        sprite = render_actor(assets, actor, time, camera, (height, width), fps)
         video = video * (1 - sprite[:, 3:]) + sprite[:, :3]
     return video.clamp_(0, 1)
 
@@ -498,7 +498,7 @@ def _background_picture(assets: WorldAssets, background: Background) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1).float() / 255
 
 
-def _render_actor(
+def render_actor(
     assets: WorldAssets,
     actor: Actor,
     time: Tensor,
@@ -513,7 +513,7 @@ def _render_actor(
     frames = assets.sprites[start + (steps.long() % length).numpy()]
     sprite = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
 
-    x, y, scale, angle = _path(actor, time)
+    x, y, scale, angle = actor_path(actor, time)
     camera_x, camera_y, zoom, roll = camera
     # plane -> screen: rotate back by the roll and divide by the zoom
     dx, dy = x - camera_x, y - camera_y

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixeldance.models.alignment import Aligned, ReferenceAligner, warp
+from pixeldance.models.alignment import Aligned, ReferenceAligner
+from pixeldance.models.layers import warp
+from pixeldance.models.matching import PATCH_VALUES
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -37,18 +39,25 @@ def aligned(
 ) -> Aligned:
     """Align with a network that is certain of its matches and takes only one hypothesis.
 
-    Large ``trust`` takes the interpolated one, small ``trust`` the matched one.
+    Large ``trust`` takes the carried one, small ``trust`` the matched one.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         aligner = ReferenceAligner(match_channels=32, align_channels=8, choose_channels=16)
-    for temperature in (aligner.log_temperature, aligner.log_temperature_between):
-        temperature.data.fill_(7.0)
+    aligner.log_temperature.data.fill_(7.0)
+    aligner.motion.filters.data[:] = torch.eye(PATCH_VALUES)[: len(aligner.motion.filters)]
+    aligner.motion.leave[-1].bias.data[0] = 30.0  # the strongest motion, everywhere
     chosen: Tensor = aligner.choose[-1].bias.data
     chosen[:2] = trust
-    offsets = torch.tensor([[-4 * slot, last_frame - 4 * slot]])
+    offsets = offsets_of(slot, last_frame)
     with torch.no_grad():
         return aligner(coarse, references, references, offsets, torch.ones(1, 2, dtype=torch.bool))
+
+
+def offsets_of(slot: int, last_frame: int) -> Tensor:
+    """Frames from the four frames of a latent frame to the first and to the last one."""
+    frames = 4 * slot - 3 + torch.arange(4)
+    return torch.stack([-frames, last_frame - frames], dim=-1)[None]
 
 
 def moving(shift: int, side: int = 64) -> tuple[Tensor, Tensor]:
@@ -98,7 +107,7 @@ def test_with_one_reference_only_matching_is_left() -> None:
     references, _ = moving(16)
     coarse = references[:, :1].expand(-1, 4, -1, -1, -1)
     aligner = ReferenceAligner(match_channels=32, align_channels=8, choose_channels=16)
-    offsets = torch.tensor([[-4, 4]])
+    offsets = offsets_of(1, 8)
     present = torch.tensor([[True, False]])
     with torch.no_grad():
         before = aligner(coarse, references, references, offsets, present)

@@ -212,14 +212,41 @@ def test_presence_is_a_matter_of_each_clip(codec: LinearVideoCodec) -> None:
     torch.testing.assert_close(mixed[1:], codec.decode(latents).sample[1:], atol=1e-4, rtol=0)
 
 
-def test_three_references_are_too_many(codec: LinearVideoCodec) -> None:
-    references = References(
-        torch.zeros(1, 3, 3, 16, 16),
-        torch.zeros(1, 3, dtype=torch.int64),
+def test_with_three_references_each_gap_is_helped_by_the_two_around_it(
+    codec: LinearVideoCodec,
+) -> None:
+    latents = noise(1, Z_DIM, 6, 1, 2)
+    three = References(
+        noise(1, 3, 3, 16, 32, seed=4),
+        torch.tensor([[4, 12, 16]]),
         torch.ones(1, 3, dtype=torch.bool),
     )
-    with pytest.raises(InputError, match="at most two references can be used, got 3"):
-        codec.decode(noise(1, Z_DIM, 1, 1, 1), references)
+
+    def helped_by(*which: int) -> Tensor:
+        return codec.decode(latents, References(*(part[:, list(which)] for part in three))).sample
+
+    made = codec.decode(latents, three).sample
+    outer, first, second = helped_by(0, 2), helped_by(0, 1), helped_by(1, 2)
+    # latent frames 1 to 3 are pixel frames 1 to 12, latent frame 4 is 13 to 16
+    for frames, expected in (
+        (slice(0, 1), outer),
+        (slice(1, 13), first),
+        (slice(13, 17), second),
+        (slice(17, 21), outer),
+    ):
+        torch.testing.assert_close(made[:, :, frames], expected[:, :, frames], atol=1e-4, rtol=0)
+    assert (first - second).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("frames", [[[0, 4, 8], [0, 4, 12]], [[8, 4, 0]] * 2, [[0, 4, 4]] * 2])
+def test_more_than_two_references_stand_in_order(
+    codec: LinearVideoCodec, frames: list[list[int]]
+) -> None:
+    references = References(
+        noise(2, 3, 3, 16, 32), torch.tensor(frames), torch.ones(2, 3, dtype=torch.bool)
+    )
+    with pytest.raises(InputError, match="same, increasing frames in all clips"):
+        codec.decode(noise(2, Z_DIM, 3, 1, 2), references)
 
 
 @pytest.mark.parametrize("has_refiner", [True, False])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixeldance.models.matching import PATCH_VALUES
 from pixeldance.models.refiner import ReferenceRefiner
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -14,6 +15,8 @@ def make_refiner(*, is_random: bool) -> ReferenceRefiner:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         refiner = ReferenceRefiner((8, 16, 8), match_channels=16, align_channels=8)
+        filters = refiner.aligner.motion.filters
+        filters.data[:] = torch.eye(PATCH_VALUES)[: len(filters)]
         if is_random:
             for parameter in refiner.parameters():
                 parameter.data.add_(0.1 * torch.randn(parameter.shape))
@@ -27,10 +30,10 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def make_inputs(present: list[list[bool]], height: int = 16, width: int = 32) -> Inputs:
     count = len(present)
     return (
-        noise(count, 4, 3, height, width, seed=1),
+        noise(count, 2, 4, 3, height, width, seed=1),
         noise(count, 2, 3, height, width, seed=2),
         noise(count, 2, 3, height, width, seed=3),
-        torch.tensor([[-4, 12]]).expand(count, 2),
+        torch.tensor([[-4, 12], [-8, 8]]).expand(count, 2, 2),
         torch.tensor(present),
     )
 
@@ -45,20 +48,19 @@ def test_an_untrained_refiner_returns_the_coarse_frames_if_nothing_is_given() ->
 def test_an_untrained_refiner_averages_its_sources(present: list[bool]) -> None:
     inputs = make_inputs([present])
     refined, aligned = make_refiner(is_random=False)(*inputs)
-    assert aligned.pictures.shape == (1, 2, 4, 3, 16, 32)
-    assert aligned.confidence.shape == (1, 2, 4, 1, 2, 4)
-    given = aligned.pictures[:, torch.tensor(present)]
+    assert aligned.pictures.shape == (1, 2, 8, 3, 16, 32)
+    assert aligned.confidence.shape == (1, 2, 8, 1, 2, 4)
+    given = aligned.pictures[:, torch.tensor(present)].unflatten(2, (2, 4))
     mean = torch.cat([inputs[0][:, None], given], dim=1).mean(1)
     torch.testing.assert_close(refined, mean, atol=1e-5, rtol=0)
 
 
 def test_a_reference_equal_to_the_frames_is_matched_in_place() -> None:
     coarse, _, _, offsets, present = make_inputs([[True, True]], height=32, width=32)
-    still = coarse[:, :1].expand(-1, 4, -1, -1, -1)
-    references = still[:, :2]
+    still = coarse[:, :1, :1].expand(-1, 2, 4, -1, -1, -1)
+    references = still[:, 0, :2]
     refiner = make_refiner(is_random=False)
-    for part in (refiner.aligner.log_temperature, refiner.aligner.log_temperature_between):
-        part.data.fill_(6.0)  # certain of every match
+    refiner.aligner.log_temperature.data.fill_(6.0)  # certain of every match
     refined, aligned = refiner(still, references, references, offsets, present)
     assert aligned.confidence.min() > 0.99
     torch.testing.assert_close(refined, still, atol=0.05, rtol=0)
@@ -94,7 +96,7 @@ def test_samples_do_not_see_each_other() -> None:
     together, _ = refiner(*inputs)
     for row in range(3):
         alone, _ = refiner(*(part[row : row + 1] for part in inputs))
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=0)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-3, rtol=0)
 
 
 def names_with_gradient(refiner: ReferenceRefiner) -> set[str]:
@@ -110,15 +112,18 @@ def names_with_gradient(refiner: ReferenceRefiner) -> set[str]:
 
 def test_gradient_reaches_every_weight_once_none_is_zero() -> None:
     refiner = make_refiner(is_random=True)
-    assert names_with_gradient(refiner) == {name for name, _ in refiner.named_parameters()}
+    trained = {name for name, _ in refiner.named_parameters() if not name.endswith("filters")}
+    assert names_with_gradient(refiner) == trained
 
 
 def test_at_the_start_gradient_stops_at_the_layers_that_are_zero() -> None:
     # The last layers of the U-Net and of the corrections are zero, and so is the second convolution
     # of every residual block: they learn first, and what lies before them from the next step on.
     aligner = {
-        *(f"log_temperature{kind}" for kind in ("", "_between")),
-        *(f"nearness{kind}" for kind in ("", "_between")),
+        "log_temperature",
+        "nearness",
+        "motion.likeness_weight",
+        *(f"motion.leave.2.{kind}" for kind in ("weight", "bias")),
         *(f"match.{layer}.{kind}" for layer in (1, 4) for kind in ("weight", "bias")),
         *(f"match.{layer}.conv_out.{kind}" for layer in (2, 3) for kind in ("weight", "bias")),
         *(

@@ -75,7 +75,7 @@ def test_a_text_may_stand_where_none_is_allowed(tmp_path: Path) -> None:
         ("compile_blocks: 1", r"'compile_blocks' must be bool, got 1"),
         ("initial: 3", r"'initial' must be str, got 3"),
         ("codec: null", r"'codec' must be str, got None"),
-        ("part: vae", r"'part' must be 'transformer' or 'refiner', got 'vae'"),
+        ("part: vae", r"'part' must be 'transformer' or 'refiner' or 'motion', got 'vae'"),
         ("optimizer: 3", r"optimizer\.? must be a mapping of names to values"),
         ("buckets: {height: 64}", r"'buckets' must be .*got \{'height': 64\}"),
         ("buckets: [64]", r"buckets\[0\]\.? must be a mapping"),
@@ -88,8 +88,9 @@ def test_a_text_may_stand_where_none_is_allowed(tmp_path: Path) -> None:
         ("part: [unclosed", "is not valid YAML"),
         ("strategy: fsdp", r"'strategy' must be 'auto' or 'ddp' or 'fsdp2', got 'fsdp'"),
         ("mixed_precision: fp16", r"'mixed_precision' must be 'bf16' or 'no', got 'fp16'"),
-        ("{part: refiner, strategy: fsdp2}", r"the refiner is small .*Use 'ddp'"),
-        ("{part: refiner, gradient_checkpointing: true}", r"the refiner has none"),
+        ("{part: refiner, strategy: fsdp2}", r"the other parts are small .*Use 'ddp'"),
+        ("{part: motion, validation_steps: 5}", r"validation_steps shows clips"),
+        ("{part: refiner, gradient_checkpointing: true}", r"the other parts have none"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -108,12 +109,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("part", ["transformer", "refiner"])
-@pytest.mark.parametrize("stage", [1, 2])
-def test_the_projects_own_files_load(part: str, stage: int) -> None:
-    folder = Path(pixeldance.__file__).parents[1] / "configs"
-    config = load_config(folder / f"mini_{part}_{stage}.yaml")
-    assert config.part == part
+CONFIGS = Path(pixeldance.__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_projects_own_files_load(path: Path) -> None:
+    config = load_config(path)
+    assert config.part == path.stem.split("_")[1]
     for bucket in config.buckets:
         assert bucket.height % 16 == bucket.width % 16 == (bucket.num_frames - 1) % 4 == 0
 

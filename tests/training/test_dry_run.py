@@ -79,7 +79,7 @@ def test_activations_of_the_refiner_are_what_autograd_keeps(tmp_path: Path) -> N
 
     def measured(clips: int) -> int:
         def forward() -> Tensor:
-            refined, aligned = model(*refiner_inputs(clips, BUCKET.height, BUCKET.width))
+            refined, aligned = model(*refiner_inputs(clips, 1, BUCKET.height, BUCKET.width))
             return refined.abs().mean() + aligned.pictures.abs().mean()
 
         return saved_bytes(forward, mixed=False)

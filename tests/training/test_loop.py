@@ -34,7 +34,7 @@ from pixeldance.training.optim import learning_rate, make_optimizers
 from pixeldance.training.parts import TransformerPart, make_part
 from pixeldance.training.validation import Validation
 
-PARTS = ("transformer", "refiner")
+PARTS = ("transformer", "refiner", "motion")
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +112,9 @@ def test_what_is_exported_can_be_loaded(tmp_path: Path, part: str) -> None:
     codec = LinearVideoCodec.from_pretrained(folder)
     given = LinearVideoCodec.from_pretrained(config.codec)
     assert codec.refiner is not None
-    assert_equal(codec.refiner.state_dict(), ema)
-    # The projection decides what latents mean: training the refiner must not touch it.
+    trained = codec.refiner if part == "refiner" else codec.refiner.aligner.motion
+    assert_equal(trained.state_dict(), ema)
+    # The projection decides what latents mean: training a part of the decoder must not touch it.
     assert torch.equal(codec.components, given.components)
     assert torch.equal(codec.patch_mean, given.patch_mean)
     assert codec.config.latents_std == given.config.latents_std
@@ -212,6 +213,20 @@ def test_the_log_has_a_line_for_every_few_steps(tmp_path: Path) -> None:
     assert rows[-1]["remaining_s"] == 0
 
 
+def test_the_refiner_builds_on_a_trained_motion_and_leaves_it_alone(tmp_path: Path) -> None:
+    first = make_config(tmp_path, part="motion", max_steps=1, output_dir=str(tmp_path / "first"))
+    second = make_config(
+        tmp_path,
+        part="refiner",
+        initial=str(train(first)),
+        output_dir=str(tmp_path / "second"),
+        max_steps=1,
+    )
+    codec = LinearVideoCodec.from_pretrained(train(second))
+    assert codec.refiner is not None
+    assert_equal(codec.refiner.aligner.motion.state_dict(), weights(first, 1, "ema"))
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_the_loss_of_one_batch_falls(tmp_path: Path, part: str) -> None:
     config = make_config(tmp_path, part=part, buckets=BUCKETS[:1])
@@ -253,7 +268,7 @@ def test_an_untrained_transformer_predicts_nothing(tmp_path: Path) -> None:
     assert float(losses.mean()) == pytest.approx(expected, rel=0.2)
 
 
-@pytest.mark.parametrize("kind", ["transformer", "refiner", "refiner of estimates"])
+@pytest.mark.parametrize("kind", ["transformer", "refiner", "refiner of estimates", "motion"])
 def test_the_loss_of_a_clip_does_not_depend_on_its_batch(tmp_path: Path, kind: str) -> None:
     config = make_config(tmp_path, part=kind.split()[0], buckets=BUCKETS[:1])
     codec = LinearVideoCodec.from_pretrained(config.codec)
