@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +26,15 @@ OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 DEFAULTS = GenerationRequest()
 """Where every default of the pipeline comes from."""
+
+
+@dataclass
+class PixelDanceOutput(BaseOutput):
+    """Result of the pipeline."""
+
+    frames: Any
+    """``np``: float32 in [0, 1], batch frames height width 3. ``pt``: the same values, batch frames
+    3 height width. ``pil``: a list of lists of pictures. ``latent``: normalised latents."""
 
 
 class Instructions(NamedTuple):

@@ -23,16 +23,19 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from pixeldance._pipeline_inputs import PixelDanceOutput
 from pixeldance.backbones.devices import choose_device, choose_dtype
 from pixeldance.backbones.loading import is_released
 from pixeldance.backbones.lora import fingerprint, load_loras, parse_lora
 from pixeldance.backbones.memory import MemoryPlan, apply_plan, plan_for
 from pixeldance.backbones.single_file import transformer_from_file
+from pixeldance.backbones.step_cache import StepCache, recorded_threshold
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.geometry import Size, duration_of, fit_picture, resolve_frame_index
 from pixeldance.models.loading import available_models, find_weights
+from pixeldance.parallel import start as start_parallel
 from pixeldance.pictures import load_picture
-from pixeldance.pipeline import PixelDanceOutput, PixelDancePipeline
+from pixeldance.pipeline import PixelDancePipeline
 from pixeldance.request import MAX_SIDE, GenerationRequest
 from pixeldance.video import (
     build_recipe,
@@ -165,6 +168,11 @@ class Model:
         return torch.device(self.pipeline._execution_device)
 
     @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that saves and reports, where several make one clip."""
+        return self.pipeline.parallel is None or self.pipeline.parallel.is_main
+
+    @property
     def dtype(self) -> str:
         """Number format of the transformer, such as ``bfloat16``."""
         return str(self.pipeline.transformer.dtype).removeprefix("torch.")
@@ -245,6 +253,8 @@ class Model:
             for role, picture in pictures.items()
         }
         first_seed = secrets.randbits(32) if request.seed is None else request.seed
+        if self.pipeline.parallel is not None:
+            first_seed = self.pipeline.parallel.agree_on(first_seed)
         start = time.monotonic()
         clips = []
         for number in range(request.num_videos):
@@ -257,6 +267,16 @@ class Model:
             if "num_steps_done" in clips[-1].recipe:
                 break
         return clips
+
+    def _facts(self) -> dict[str, str]:
+        """What the recipe says of the model and of how it computed."""
+        facts = {"name": self.name, "sha256": self.sha256, "dtype": self.dtype}
+        facts["device"] = self.device.type
+        if self.pipeline.parallel is not None:
+            facts["parallel"] = str(self.pipeline.parallel)
+        if self.pipeline.step_cache is not None:
+            facts["step_cache"] = str(self.pipeline.step_cache.threshold)
+        return facts
 
     def _size(self, request: GenerationRequest, pictures: Mapping[str, Image.Image]) -> Size:
         if request.height is not None and request.width is not None:
@@ -320,12 +340,7 @@ class Model:
             seed=seed,
             frames=frames,
             fps=request.fps,
-            model={
-                "name": self.name,
-                "sha256": self.sha256,
-                "dtype": self.dtype,
-                "device": self.device.type,
-            },
+            model=self._facts(),
             versions=installed_versions(),
             timings={"load": self.load_s, "sample": sampled - start, "decode": end - sampled},
             pictures=pictures,
@@ -345,6 +360,8 @@ def load(
     transformer: str | os.PathLike[str] | None = None,
     transformer_2: str | os.PathLike[str] | None = None,
     download: bool = False,
+    parallel: str | None = None,
+    step_cache: float | None = None,
 ) -> Model:
     """Load a model: the embedded one, or a Wan checkpoint in diffusers' layout.
 
@@ -362,6 +379,11 @@ def load(
         transformer_2: The same for the second of two experts.
         download: Whether a hub id that is not on this machine may be fetched. Without it the error
             says how large it is and what its licence is.
+        parallel: How the processes that ``torchrun`` or ``accelerate launch`` started make one
+            clip together: ``context`` (they share the tokens) or ``guidance`` (one half of them
+            does the negative prompt). Each one then makes the same calls and gets the same clip.
+        step_cache: Threshold of the step cache, in (0, 1]; None computes every step. See
+            :class:`~pixeldance.backbones.step_cache.StepCache`.
 
     Returns:
         The model.
@@ -371,7 +393,9 @@ def load(
         InputError: If an option cannot be used with this model.
     """
     start = time.monotonic()
-    chosen_device = choose_device(device)
+    cache = None if step_cache is None else StepCache(step_cache)
+    parallelism = None if parallel is None else start_parallel(parallel, device)
+    chosen_device = choose_device(device) if parallelism is None else parallelism.device
     chosen_dtype = choose_dtype(dtype, chosen_device)
     parsed = [parse_lora(lora) for lora in loras]
     files = {"transformer": transformer, "transformer_2": transformer_2}
@@ -398,6 +422,9 @@ def load(
         pipeline.to(chosen_device)
     else:
         apply_plan(pipeline, plan, chosen_device)
+    pipeline.step_cache = cache
+    if parallelism is not None:
+        parallelism.apply(pipeline)
     named = Path(model).expanduser()
     return Model(
         # A hub id is unpacked into a folder named after its revision.
@@ -439,12 +466,23 @@ def rerun(
     request = GenerationRequest.from_recipe(recipe["request"], pictures)
     recorded = recipe["model"]
     if model is None:
-        model = load(recorded["name"], device=device, dtype=recorded.get("dtype", "auto"))
+        model = load(
+            recorded["name"],
+            device=device,
+            dtype=recorded.get("dtype", "auto"),
+            step_cache=recorded_threshold(recorded),
+        )
     if model.sha256 != recorded["sha256"]:
         raise CheckpointError(
             f"The clip was made with weights {recorded['sha256'][:12]} of {recorded['name']!r}, "
             f"here are {model.sha256[:12]}: its frames would differ. Install those weights, or "
             "use generate."
+        )
+    cache = model.pipeline.step_cache
+    if recorded_threshold(recorded) != (cache and cache.threshold):
+        raise InputError(
+            f"The clip was made with step_cache {recorded.get('step_cache')}, the model given was "
+            f"loaded with {cache and cache.threshold}. Load it with the recipe's."
         )
     size = Size(recipe["frames"]["height"], recipe["frames"]["width"])
     if max(size) > MAX_SIDE:

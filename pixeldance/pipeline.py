@@ -6,14 +6,12 @@ not depend on its neighbours in a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.loaders import WanLoraLoaderMixin
-from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +20,7 @@ from pixeldance._pipeline_inputs import (
     DEFAULTS,
     Keyframes,
     Pictures,
+    PixelDanceOutput,
     check_callback_tensors,
     check_options,
     check_size,
@@ -40,6 +39,7 @@ from pixeldance.backbones.loading import (
     named_loading_errors,
 )
 from pixeldance.backbones.released import ReleasedBackbone
+from pixeldance.backbones.step_cache import StepCache, cached_steps, calibrate, forget_steps
 from pixeldance.diffusion import denoised_from
 from pixeldance.diffusion.schedule import SAMPLING_SHIFT
 from pixeldance.errors import GenerationCancelled
@@ -48,6 +48,7 @@ from pixeldance.instructions import last_frame_steps
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.models.text import load_text_encoder
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
+from pixeldance.parallel import Parallelism
 
 if TYPE_CHECKING:
     from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -58,15 +59,6 @@ StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | Non
 
 class _FinishedEarly(Exception):  # noqa: N818 - leaves the solver, no failure
     """The callback asked for the current estimate."""
-
-
-@dataclass
-class PixelDanceOutput(BaseOutput):
-    """Result of the pipeline."""
-
-    frames: Any
-    """``np``: float32 in [0, 1], batch frames height width 3. ``pt``: the same values, batch frames
-    3 height width. ``pil``: a list of lists of pictures. ``latent``: normalised latents."""
 
 
 class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -139,6 +131,8 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             boundary_ratio=boundary_ratio,
             expand_timesteps=expand_timesteps,
         )
+        self.parallel: Parallelism | None = None
+        self.step_cache: StepCache | None = None
         self._has_shared_text_encoder = False
         self._interrupt = False
         self._finish_early = False
@@ -367,9 +361,11 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         size = size or self.size_for("auto", instructions[0].in_force(num_frames, True))
         instructions = fit_all(instructions, size, fit=fit, focus=focus)
         grid = backbone.grid(num_frames, size)
+        backbone.check_parallel(grid, guidance)
         num_clips = len(prompts) * num_videos_per_prompt
         noise = draw_noise(latents, generator, (num_clips, backbone.latent_channels, *grid))
-        noise = noise.to(backbone.device)
+        noise = backbone.place(noise)
+        calibrate(self, num_inference_steps)
         owners = [clip // num_videos_per_prompt for clip in range(num_clips)]
         try:
             # 2. Prompts to token states.
@@ -396,6 +392,8 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
                 def velocity_at(latents: Tensor, moment: Moment) -> Tensor:
                     conditions = early if moment.step < last_steps else late
+                    if is_dropped and moment.step == last_steps:
+                        forget_steps(self)
                     self._current_timestep = moment.timestep
                     velocity = backbone.velocity(
                         latents, moment, conditions, texts, guidance, owners
@@ -414,7 +412,8 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     return replaced
 
                 try:
-                    latents = backbone.sample(velocity_at, noise, num_inference_steps, on_step)
+                    with cached_steps(self, num_inference_steps):
+                        latents = backbone.sample(velocity_at, noise, num_inference_steps, on_step)
                 except _FinishedEarly:
                     assert self._denoised is not None, "a step has been done"
                     latents = self._denoised
@@ -441,6 +440,9 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         returned = None
         if callback is not None:
             returned = callback(self, step, self._current_timestep, tensors)
+        if self.parallel is not None:  # all processes stop, or none
+            flags = self._interrupt, self._finish_early
+            self._interrupt, self._finish_early = self.parallel.any_of(*flags)
         if self._interrupt:
             raise GenerationCancelled(
                 f"Generation was stopped after step {step + 1} of {self._num_timesteps}."

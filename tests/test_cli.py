@@ -515,14 +515,14 @@ def test_a_rerun_loads_the_recorded_model_in_the_recorded_way(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def record(model: str, *, device: str, dtype: str) -> None:
-        calls.append((model, device, dtype))
+    def record(model: str, *, device: str, dtype: str, step_cache: float | None) -> None:
+        calls.append((model, device, dtype, step_cache))
         raise GenerationCancelled("enough")
 
     monkeypatch.setattr("pixeldance.api.load", record)
     run("rerun", clip)
     run("rerun", clip, "--model", weights / "tiny")
-    assert calls == [(str(weights / "tiny"), "cpu", "float32")] * 2
+    assert calls == [(str(weights / "tiny"), "cpu", "float32", None)] * 2
 
 
 def tamper(clip: Path, change: Callable[[dict[str, Any]], object]) -> Path:

@@ -140,6 +140,26 @@ class Backbone(ABC):
         """Share of the steps that the first of two experts does, in [0, 1]; 1.0 with one."""
         return 1.0
 
+    # ---- several processes
+
+    def check_parallel(self, grid: LatentGrid, guidance: Guidance) -> None:
+        """Refuse, before anything heavy, a clip that the processes cannot share.
+
+        Args:
+            grid: Latent grid of the clips.
+            guidance: The scales asked for.
+
+        Raises:
+            InputError: If they cannot.
+        """
+        if self.parallel is not None:
+            self.parallel.check_call(self.token_grid(grid), is_guided=guidance.is_on)
+
+    def place(self, noise: Tensor) -> Tensor:
+        """Noise on the device; what the first process drew, where there are several."""
+        noise = noise if self.parallel is None else self.parallel.broadcast(noise)
+        return noise.to(self.device)
+
     # ---- preparing
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """The model shipped with the package: MiniLM text, single pictures as conditions, Euler steps."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from PIL import Image
@@ -119,23 +120,27 @@ class EmbeddedBackbone(Backbone):
         references = self._references(pictures, latents)
         if self.parallel is None:
             return decode_latents(self.vae, latents, references)
-
-        def frames(start: int, stop: int) -> Tensor:
-            return self._decode_part(latents, references, start, stop)
-
-        batch, _, latent_frames, height, width = latents.shape
-        factor = self.spatial_factor
-        shape = (batch, 3, 0, height * factor, width * factor)
-        return self.parallel.share_frames(latent_frames, frames, latents.new_empty(shape))
+        # Latent frames are decoded without their neighbours: each process takes some.
+        bounds = self.parallel.bounds(latents.shape[2])
+        start, stop = bounds[self.parallel.rank], bounds[self.parallel.rank + 1]
+        before = [max((bound - 1) * self.temporal_factor + 1, 0) for bound in bounds]
+        return self.parallel.concatenate(
+            self._decode_part(latents, references, start, stop),
+            [later - earlier for earlier, later in pairwise(before)],
+            dim=2,
+        )
 
     def _decode_part(
         self, latents: Tensor, references: References | None, start: int, stop: int
     ) -> Tensor:
-        """Video of the latent frames ``[start, stop)``, each decoded without its neighbours.
+        """Video of the latent frames ``[start, stop)``.
 
-        The first latent frame of what is decoded counts as one picture frame. One more is decoded
-        where it is not the clip's, and its frame left out.
+        The first latent frame that the codec is given becomes one frame, the others four: where it
+        is not the clip's first, one more is decoded and left out.
         """
+        if start == stop:
+            sides = [side * self.spatial_factor for side in latents.shape[3:]]
+            return latents.new_empty(len(latents), 3, 0, *sides)
         begin = max(start - 1, 0)
         if references is not None:
             frames = references.frames - begin * self.temporal_factor
@@ -144,19 +149,19 @@ class EmbeddedBackbone(Backbone):
         return video if start == 0 else video[:, :, 1:]
 
     def _references(self, pictures: PicturesByFrame, latents: Tensor) -> References | None:
-        """The two pictures that the decoder may look at: of the first frame, then of the last.
+        """The pictures that the decoder may look at, in the order of their frames.
 
-        Where one of them is not given, the key frame nearest to it stands in.
+        A single one that stands at the end is told to be the second of two, the first being absent.
         """
         if not pictures:
             return None
+        frames = sorted(pictures)
+        present = [True] * len(frames)
         last_index = (latents.shape[2] - 1) * self.temporal_factor
-        earliest, latest = min(pictures), max(pictures)
-        is_only_last = earliest == latest == last_index > 0
-        present = [not is_only_last, is_only_last or latest > earliest]
-        frames = [earliest if present[0] else 0, latest if present[1] else last_index]
+        if frames == [last_index] and last_index > 0:
+            frames, present = [0, last_index], [False, True]
         # An absent picture is never looked at; it only fills its place.
-        shown = [to_tensor(pictures.get(frame, pictures[earliest])) for frame in frames]
+        shown = [to_tensor(pictures.get(frame, pictures[frames[-1]])) for frame in frames]
         device = latents.device
         return References(
             pictures=torch.cat(shown).unsqueeze(0).to(device),

@@ -1,5 +1,6 @@
 """Commands that make one clip or tell of one: generate, demo, info, rerun, models."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,21 @@ def generate(
             metavar="[high:|low:]PATH[:SCALE]", help="LoRA to add; may be given several times."
         ),
     ] = [],  # noqa: B006 - typer reads it
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="context|guidance",
+            help="How the processes that torchrun or accelerate launch started share one clip: by "
+            "its tokens, or one half doing the negative prompt.",
+        ),
+    ] = None,
+    step_cache: Annotated[
+        float | None,
+        typer.Option(
+            help="Skip steps that change little, for 10 steps and more: greater than 0, at most 1;"
+            " 0.1 is a start. Faster, and a slightly different clip."
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,9 +69,11 @@ def generate(
     numbered: clip-1.mp4, clip-2.mp4, ...
     """
     request = checked_request(fields)
-    options = {"memory": memory, "loras": lora}
+    _check_launch(parallel)
+    options = {"memory": memory, "loras": lora, "parallel": parallel, "step_cache": step_cache}
     files = _generate(request, output, contact_sheet, overwrite=overwrite, options=options)
-    _print_files(files, as_json=as_json)
+    if _is_main():
+        _print_files(files, as_json=as_json)
 
 
 @command
@@ -128,8 +146,15 @@ def rerun(
     recorded = recipe["model"]
     device = "cpu" if recorded.get("device") == "cpu" else "auto"
     dtype = recorded.get("dtype", "auto")
-    loaded = _load(model or _installed(recorded["name"]), device=device, dtype=dtype)
     from pixeldance import api
+    from pixeldance.backbones.step_cache import recorded_threshold
+
+    loaded = _load(
+        model or _installed(recorded["name"]),
+        device=device,
+        dtype=dtype,
+        step_cache=recorded_threshold(recorded),
+    )
 
     if "finishing" in recipe:
         tell("The clip was finished afterwards; it is made again as it was generated.")
@@ -167,17 +192,33 @@ def models(*, as_json: JsonOption = False) -> None:
 # ---- steps of the commands
 
 
+def _is_main() -> bool:
+    """Whether this is the process that reports, among those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_launch(parallel: str | None) -> None:
+    """Several processes must not make the same clip side by side and write it over each other's."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if parallel is None and count != "1":
+        raise InputError(
+            f"{count} processes were started for one request. Say how they share it with --parallel"
+            " context or --parallel guidance, or start one."
+        )
+
+
 def _load(model: str, **options: Any) -> "Model":
     """Load a model with options of ``api.load``, and tell how it fits into memory."""
     from pixeldance.models.loading import find_weights
 
-    tell(f"Loading {model}")
+    if _is_main():
+        tell(f"Loading {model}")
     find_weights(model)  # before torch, which takes seconds to import
     from pixeldance.api import load
 
     silence_libraries()
     loaded = load(model, **options)
-    if loaded.memory_plan is not None:
+    if loaded.memory_plan is not None and _is_main():
         tell(f"Memory: {loaded.memory_plan}")
     return loaded
 
@@ -205,6 +246,9 @@ def _generate(
     for path in sheets:
         check_output_path(path, suffix=".png", overwrite=overwrite)
     model = _load(request.model, **(options or {}))
+    if not _is_main():  # it computes its share of the clips; the first process saves them
+        model.generate_many(request, on_step=lambda _: None)
+        return []
     with progress() as on_step:
         clips = model.generate_many(request, on_step=on_step)
     with _removed_on_failure([*outputs, *sheets]):

@@ -170,7 +170,7 @@ class PixelDanceTransformer3DModel(
     ]
     _keys_to_ignore_on_load_unexpected: ClassVar = ["norm_added_q"]
     _repeated_blocks: ClassVar = ["PixelDanceTransformerBlock"]
-    _cp_plan: ClassVar = {
+    _cp_plan: dict[str, Any] = {  # noqa: RUF012 - read by diffusers; parallel.py narrows it
         "rope": {0: ContextParallelInput(split_dim=1, expected_dims=5, split_output=True)},
         "blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
         "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
