@@ -33,6 +33,7 @@ from pixeldance.backbones.step_cache import StepCache, recorded_threshold
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.geometry import Size, duration_of, fit_picture, resolve_frame_index
 from pixeldance.models.loading import available_models, find_weights
+from pixeldance.ops import active_tier
 from pixeldance.parallel import start as start_parallel
 from pixeldance.pictures import load_picture
 from pixeldance.pipeline import PixelDancePipeline
@@ -268,10 +269,13 @@ class Model:
                 break
         return clips
 
-    def _facts(self) -> dict[str, str]:
-        """What the recipe says of the model and of how it computed."""
+    @property
+    def facts(self) -> dict[str, str]:
+        """What recipes say of the model and of how it computes."""
         facts = {"name": self.name, "sha256": self.sha256, "dtype": self.dtype}
         facts["device"] = self.device.type
+        if self.device.type == "cpu":
+            facts["operations"] = active_tier().name
         if self.pipeline.parallel is not None:
             facts["parallel"] = str(self.pipeline.parallel)
         if self.pipeline.step_cache is not None:
@@ -340,7 +344,7 @@ class Model:
             seed=seed,
             frames=frames,
             fps=request.fps,
-            model=self._facts(),
+            model=self.facts,
             versions=installed_versions(),
             timings={"load": self.load_s, "sample": sampled - start, "decode": end - sampled},
             pictures=pictures,

@@ -8,6 +8,7 @@ from tiny import picture, tiny_pipeline
 
 from pixeldance.api import Clip, Model, StepEvent, load, rerun
 from pixeldance.errors import CheckpointError, GenerationCancelled, InputError
+from pixeldance.ops import active_tier
 from pixeldance.request import GenerationRequest
 from pixeldance.video import frames_sha256, read_clip, read_recipe
 
@@ -167,6 +168,7 @@ def test_the_recipe_says_all_and_tells_no_path(clip: Clip, model: Model, folder:
         "sha256": model.sha256,
         "dtype": "float32",
         "device": "cpu",
+        "operations": active_tier().name,
     }
     assert recipe["frames"]["sha256"] == frames_sha256(clip.frames)
     assert set(recipe["pictures"]) == {"first_frame", "last_frame", "keyframe:4"}
@@ -306,3 +308,7 @@ def test_loading_and_generating_prints_nothing_where_steps_are_listened_to(
     model = load(folder, device="cpu")
     model.generate(on_step=lambda event: None, **SMALL)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_index_changes_nothing_on_the_cpu(folder: Path) -> None:
+    assert str(load(folder, device="cpu:0").device) == "cpu"

@@ -22,7 +22,7 @@ ALLOWED = {
     "parallel": BASE | PARTS,
     "backbones": BASE | PARTS | {"_pipeline_inputs", "instructions", "parallel"},
     "pipeline": PIPELINE - {"pipeline"},
-    "api": PIPELINE,
+    "api": PIPELINE | {"ops"},
     "stories": PIPELINE | {"api"},
     "worlds": BASE | PARTS | {"instructions"},
     "training": BASE | PARTS | {"instructions", "worlds"},

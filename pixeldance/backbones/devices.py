@@ -28,7 +28,8 @@ def choose_device(device: str) -> torch.device:
         raise InputError(
             f"The device {device!r} cannot be used here. Use auto, cpu or cuda."
         ) from error
-    return chosen
+    # An index means nothing there, and would move the weights to other addresses.
+    return torch.device("cpu") if chosen.type == "cpu" else chosen
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

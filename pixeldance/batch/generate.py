@@ -109,12 +109,7 @@ def _clip(
         seed=_seed(row),
         frames=frames,
         fps=row.request.fps,
-        model={
-            "name": model.name,
-            "sha256": model.sha256,
-            "dtype": model.dtype,
-            "device": model.device.type,
-        },
+        model=model.facts,
         versions=installed_versions(),
         timings=timings,
         pictures=pictures,

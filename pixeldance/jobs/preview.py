@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import ModelMixin
+from diffusers.utils.torch_utils import get_module_execution_device
 from einops import rearrange
 from torch import Tensor
 
@@ -103,14 +104,15 @@ def _fitted(codec: ModelMixin) -> _LinearMap:
     pictures = torch.nn.functional.interpolate(
         coarse, size=(_SAMPLE_SIDE, _SAMPLE_SIDE), mode="bicubic"
     ).clamp(-1.0, 1.0)
-    latents = encode_pictures(codec, pictures[:, :, None].to(codec.device))[:, :, 0].cpu()
+    device = get_module_execution_device(codec)  # its own may be where it waits
+    latents = encode_pictures(codec, pictures[:, :, None].to(device))[:, :, 0].cpu()
     colours = torch.nn.functional.adaptive_avg_pool2d(
         pictures, (latents.shape[2], latents.shape[3])
     )
     cells = rearrange(latents, "b c h w -> (b h w) c")
     inputs = torch.cat([cells, torch.ones(len(cells), 1)], dim=1)
     solution = torch.linalg.lstsq(inputs, rearrange(colours, "b c h w -> (b h w) c")).solution
-    matrix = solution.to(codec.device)
+    matrix = solution.to(device)
     return _LinearMap(
         rearrange(matrix[:-1], "z c -> z 1 1 1 c"), rearrange(matrix[-1], "c -> 1 1 1 c")
     )
