@@ -106,6 +106,11 @@ class DataFolder:
         """A folder per job with its clips."""
         return self.path / "clips"
 
+    @property
+    def film_clips(self) -> Path:
+        """Finished clips of films, by their keys; it is made with the first one."""
+        return self.path / "film-clips"
+
     def picture(self, sha256: str) -> Path:
         """A picture of a request, as PNG."""
         return self.pictures / f"{sha256}.png"

@@ -124,6 +124,11 @@ class Job:
         return self.state in FINAL_STATES
 
     @property
+    def is_film(self) -> bool:
+        """Whether it makes a film of several shots; ``request["story"]`` says of which."""
+        return "story" in self.request
+
+    @property
     def pictures(self) -> dict[str, dict[str, Any]]:
         """Pictures of the request by role, such as ``first_frame`` or ``keyframe:12``."""
         return pictures_of(self.request)

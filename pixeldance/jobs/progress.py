@@ -77,6 +77,14 @@ class JobProgress:
         self._obey()
         self._tell()
 
+    def expect(self, num_clips: int) -> None:
+        """Tell how many clips there will be, where the request does not say.
+
+        Args:
+            num_clips: Also those that are made already.
+        """
+        self._num_clips = num_clips
+
     def begin_clip(self, number: int, num_steps: int, previews: "Previews") -> None:
         """Tell that the next clip is begun.
 

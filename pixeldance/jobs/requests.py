@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pixeldance.errors import InputError
 from pixeldance.jobs.folders import DataFolder
 from pixeldance.jobs.pictures import StoredPicture
 from pixeldance.models.loading import is_model
 from pixeldance.request import GenerationRequest
 
-__all__ = ["StoredRequest", "request_from_json", "with_changes"]
+__all__ = ["StoredRequest", "absolute_model", "request_from_json", "with_changes"]
 
 _PICTURES = ("first_frame", "last_frame")
 
@@ -49,6 +50,16 @@ class StoredRequest:
         return json.dumps(self.fields, sort_keys=True, ensure_ascii=False)
 
     @property
+    def prompt(self) -> str:
+        """What jobs are searched for."""
+        return self.request.prompt
+
+    @property
+    def seed(self) -> int | None:
+        """Its seed, if it was given."""
+        return self.request.seed
+
+    @property
     def num_steps(self) -> int:
         """Sampling steps of all clips together."""
         return self.request.num_inference_steps * self.request.num_videos
@@ -66,10 +77,22 @@ class StoredRequest:
             }
         if "focus" in fields:
             fields["focus"] = list(fields["focus"])
-        if "model" in fields and is_model(Path(request.model).expanduser()):
-            # The worker runs in another folder.
-            fields["model"] = str(Path(request.model).expanduser().resolve())
+        if "model" in fields:
+            fields["model"] = absolute_model(request.model)
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def absolute_model(model: str) -> str:
+    """A model as the worker finds it, which runs in another folder.
+
+    Args:
+        model: Its name or folder.
+
+    Returns:
+        The name, or the whole path of the folder.
+    """
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if is_model(folder) else model
 
 
 def request_from_json(fields: Mapping[str, Any], folder: DataFolder) -> GenerationRequest:
@@ -106,6 +129,12 @@ def with_changes(
 
 
 def _with_paths(fields: Mapping[str, Any], folder: DataFolder) -> dict[str, Any]:
+    if "story" in fields:
+        raise InputError(
+            "This job makes a film of several shots, which has no settings of one clip. Change its "
+            "story and make the film again."
+        )
+
     def path_of(record: Mapping[str, Any]) -> Path:
         return folder.picture(record["sha256"])
 

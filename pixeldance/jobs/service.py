@@ -13,6 +13,7 @@ from pixeldance.jobs.live import BoardReader, Note
 from pixeldance.jobs.storage import Usage
 from pixeldance.jobs.store import JobPage, JobStore
 from pixeldance.request import GenerationRequest
+from pixeldance.stories import Story
 from pixeldance.video import read_recipe
 
 __all__ = ["JobService"]
@@ -52,12 +53,15 @@ class JobService:
     # ---- the queue
 
     def add(
-        self, request: GenerationRequest | Mapping[str, Any], *, idempotency_key: str | None = None
+        self,
+        request: GenerationRequest | Story | Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
     ) -> Job:
-        """Put a request at the end of the queue; see ``JobStore.add``.
+        """Put a request or a film at the end of the queue; see ``JobStore.add``.
 
         Args:
-            request: A request, or its fields.
+            request: A request, or its fields, or the story of a film.
             idempotency_key: Names this call, so that repeating it adds nothing.
 
         Returns:
@@ -67,10 +71,9 @@ class JobService:
             InputError: If the request is wrong, or the key belongs to another request.
             StorageFullError: If the quota is used up or the disk is nearly full.
         """
-        checked = (
-            request if isinstance(request, GenerationRequest) else GenerationRequest.parse(request)
-        )
-        return self.store.add(checked, idempotency_key=idempotency_key)
+        if isinstance(request, Mapping):
+            request = GenerationRequest.parse(request)
+        return self.store.add(request, idempotency_key=idempotency_key)
 
     def get(self, job_id: str) -> Job:
         """Look a job up.
@@ -441,7 +444,7 @@ def _event(job: Job, note: Note | None) -> JobEvent:
         step=sum(clip.num_steps_done for clip in job.clips) if note is None else note.step,
         num_steps=job.num_steps,
         clip=len(job.clips) if note is None else note.clip,
-        num_clips=job.request.get("num_videos", 1),
+        num_clips=job.request.get("num_videos", 1) if note is None else note.num_clips,
         seconds_per_step=None if note is None else note.seconds_per_step,
         remaining_s=None if note is None else note.remaining_s,
         preview_number=None if note is None else note.preview_number,

@@ -177,6 +177,7 @@ class Storage:
                     path.unlink(missing_ok=True)
         self.drop_unused_pictures()
         sweep_partial_files(self._folder.pictures)
+        sweep_partial_files(self._folder.film_clips)
         self._sweep_pictures()
 
     def _sweep_pictures(self) -> None:

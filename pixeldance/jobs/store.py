@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pixeldance.errors import InputError
 from pixeldance.jobs.database import Database
 from pixeldance.jobs.errors import IdempotencyKeyError, JobStateError, UnknownJobError
+from pixeldance.jobs.films import StoredStory, stored_form
 from pixeldance.jobs.folders import DataFolder, default_data_folder
 from pixeldance.jobs.job import Job, JobState, pictures_of
 from pixeldance.jobs.locks import WorkerLock
@@ -21,6 +22,7 @@ from pixeldance.jobs.rows import read_jobs
 from pixeldance.jobs.running import RunningJobs
 from pixeldance.jobs.storage import DEFAULT_QUOTA_BYTES, Storage
 from pixeldance.request import GenerationRequest
+from pixeldance.stories import Story
 
 __all__ = ["JobPage", "JobStore"]
 
@@ -178,11 +180,11 @@ class JobStore:
 
     # ---- changing
 
-    def add(self, request: GenerationRequest, *, idempotency_key: str | None = None) -> Job:
+    def add(self, request: GenerationRequest | Story, *, idempotency_key: str | None = None) -> Job:
         """Put a request at the end of the queue.
 
         Args:
-            request: The request; its pictures are copied into the data folder.
+            request: The request, or the story of a film; pictures are copied into the data folder.
             idempotency_key: Names this call: made again with the same key and the same request, it
                 adds nothing.
 
@@ -201,7 +203,7 @@ class JobStore:
             )
         if idempotency_key is None or not self.has_key(idempotency_key):
             self.storage.check_room()  # before pictures are written
-        stored = StoredRequest(request, self.folder)
+        stored = stored_form(request, self.folder)
         with self._database.transaction():
             if idempotency_key is not None:
                 same = self._database.rows(
@@ -220,9 +222,8 @@ class JobStore:
         """Whether a job was added with this idempotency key."""
         return bool(self._database.rows("SELECT 1 FROM jobs WHERE idempotency_key = ?", (key,)))
 
-    def _insert(self, stored: StoredRequest, idempotency_key: str | None) -> str:
+    def _insert(self, stored: StoredRequest | StoredStory, idempotency_key: str | None) -> str:
         job_id = secrets.token_hex(6)
-        seed = stored.request.seed
         self._database.execute(
             "INSERT INTO jobs (id, state, position, request, search_text, seed, num_steps,"
             " created_at, idempotency_key) VALUES (?, 'queued',"
@@ -232,7 +233,7 @@ class JobStore:
                 job_id,
                 stored.text,
                 _search_text(job_id, stored),
-                secrets.randbits(32) if seed is None else seed,
+                secrets.randbits(32) if stored.seed is None else stored.seed,
                 stored.num_steps,
                 time.time(),
                 idempotency_key,
@@ -387,10 +388,15 @@ class JobStore:
 
         Returns:
             The job, about to be done.
+
+        Raises:
+            JobStateError: If it does not run, or makes a film.
         """
         with self._database.transaction():
             job = self.get(job_id)
             self._require(job, "finished early", JobState.RUNNING)
+            if job.is_film:
+                raise JobStateError("A film cannot be finished early. Stop it; its clips are kept.")
             return job if job.is_stopping else self._command(job_id, "finish")
 
     def _command(self, job_id: str, command: Literal["stop", "finish"]) -> Job:
@@ -449,5 +455,5 @@ class JobStore:
             raise JobStateError(f"{text} {hint}".strip())
 
 
-def _search_text(job_id: str, stored: StoredRequest) -> str:
-    return f"{job_id} {stored.request.prompt}".casefold()
+def _search_text(job_id: str, stored: StoredRequest | StoredStory) -> str:
+    return f"{job_id} {stored.prompt}".casefold()

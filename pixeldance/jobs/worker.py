@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from pixeldance.errors import GenerationCancelled
 from pixeldance.jobs.errors import WorkerBusyError
+from pixeldance.jobs.films import make_film, story_from_json
 from pixeldance.jobs.job import Job, JobClip, JobState, Phase
 from pixeldance.jobs.live import BoardWriter
 from pixeldance.jobs.locks import WorkerLock
@@ -21,7 +22,6 @@ from pixeldance.jobs.progress import JobProgress, Previews
 from pixeldance.jobs.requests import request_from_json
 from pixeldance.jobs.results import error_in_words, save_clip
 from pixeldance.jobs.store import JobStore
-from pixeldance.request import GenerationRequest
 
 if TYPE_CHECKING:
     from pixeldance.api import Model, StepListener
@@ -131,7 +131,8 @@ class Worker:
         )
         try:
             with self._given_back_on_leaving(job):
-                self._make_clips(job, progress)
+                make = self._make_film if job.is_film else self._make_clips
+                make(job, progress)
         except GenerationCancelled:
             running.end(job.id, JobState.CANCELLED)
         except Exception as error:
@@ -154,10 +155,18 @@ class Worker:
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
 
+    def _make_film(self, job: Job, progress: JobProgress) -> None:
+        folder = self._store.folder
+        story = story_from_json(job.request, folder)
+        progress.enter(Phase.LOADING)
+        model, previews = self._model_of(story.model)
+        record = make_film(job, story, folder, model, progress=progress, previews=previews)
+        self._store.running.add_clip(job, record, is_last=True)
+
     def _make_clips(self, job: Job, progress: JobProgress) -> None:
         request = request_from_json(job.request, self._store.folder)
         progress.enter(Phase.LOADING)
-        model, previews = self._model_of(request)
+        model, previews = self._model_of(request.model)
         for number in range(len(job.clips) + 1, request.num_videos + 1):
             progress.begin_clip(number, request.num_inference_steps, previews)
             seed = (job.seed + number - 1) % (_MAX_SEED + 1)
@@ -187,10 +196,10 @@ class Worker:
             if is_last:
                 return
 
-    def _model_of(self, request: GenerationRequest) -> "tuple[Model, Previews]":
-        """The model of a request; that of the last job is kept, others make room for it."""
-        if self._model is None or self._model[0] != request.model:
+    def _model_of(self, name: str) -> "tuple[Model, Previews]":
+        """The model of this name; that of the last job is kept, others make room for it."""
+        if self._model is None or self._model[0] != name:
             self._model = None
-            model = self._load_model(request.model)
-            self._model = (request.model, model, Previews(model.pipeline.vae))
+            model = self._load_model(name)
+            self._model = (name, model, Previews(model.pipeline.vae))
         return self._model[1:]

@@ -86,7 +86,7 @@ def _mount_page(app: FastAPI, service: JobService, settings: ServerSettings) -> 
     from pixeldance.server.page import build_page, page_assets, page_routes
 
     page, assets = build_page(service, settings), page_assets()
-    app.include_router(page_routes(service))
+    app.include_router(page_routes(service, settings))
     gr.mount_gradio_app(
         app,
         page,

@@ -18,6 +18,7 @@ from pixeldance.server.studio.handlers import Handlers
 from pixeldance.server.studio.layout import PageParts, build_layout
 from pixeldance.server.studio.media import media_router
 from pixeldance.server.studio.pad import pad_css, pad_js
+from pixeldance.server.studio.story_routes import story_router
 
 __all__ = ["PageAssets", "build_page", "page_assets", "page_routes"]
 
@@ -45,7 +46,7 @@ class PageAssets:
 
 def page_assets() -> PageAssets:
     """The page's script, style and theme, for ``gr.mount_gradio_app`` or ``launch``."""
-    scripts = "\n".join([pad_js(), _read("studio.js")])
+    scripts = "\n".join([pad_js(), _read("studio.js"), _read("story.js")])
     theme = gr.themes.Base(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -68,22 +69,26 @@ def page_assets() -> PageAssets:
         button_primary_text_color_dark="white",
     )
     return PageAssets(
-        css="\n".join([_read("studio.css"), pad_css()]),
+        css="\n".join([_read("studio.css"), _read("story.css"), pad_css()]),
         head=f"<style>{_read('studio_frame.css')}</style><script>{scripts}</script>",
         theme=theme,
     )
 
 
-def page_routes(service: JobService) -> APIRouter:
-    """Routes that the page takes pictures and clips from.
+def page_routes(service: JobService, settings: ServerSettings) -> APIRouter:
+    """Routes that the page takes pictures and clips from, and those of its storyboard.
 
     Args:
         service: The jobs.
+        settings: How the server is run.
 
     Returns:
         Routes for the application that the page is mounted in; they go before it.
     """
-    return media_router(service, draft_pictures(service))
+    router = APIRouter()
+    router.include_router(media_router(service, draft_pictures(service)))
+    router.include_router(story_router(StudioContext(service, settings)))
+    return router
 
 
 def build_page(service: JobService, settings: ServerSettings) -> gr.Blocks:

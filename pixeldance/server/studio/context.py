@@ -7,7 +7,7 @@ from typing import Any
 
 from gradio.utils import get_upload_folder
 
-from pixeldance.errors import PixelDanceError
+from pixeldance.errors import InputError, PixelDanceError
 from pixeldance.jobs import JobService
 from pixeldance.models.loading import available_models
 from pixeldance.server.settings import ServerSettings
@@ -79,6 +79,16 @@ class StudioContext:
         self.drafts = draft_pictures(service)
         self.urls = MediaUrls()
         self.models = tuple(dict.fromkeys([settings.model, *available_models()]))
+
+    def check_room(self) -> None:
+        """Check that the queue has room for a further job.
+
+        Raises:
+            InputError: If it has not.
+        """
+        limit = self.settings.max_queued
+        if self.service.counts()["queued"] >= limit:
+            raise InputError(f"{limit} jobs are waiting already. Wait, or remove some of them.")
 
     def plain(self, error: PixelDanceError) -> str:
         """An error as a person understands it: files by their names, without folders.

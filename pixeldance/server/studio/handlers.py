@@ -9,7 +9,7 @@ from typing import Any, Literal
 import gradio as gr
 from PIL import Image
 
-from pixeldance.errors import InputError, PixelDanceError
+from pixeldance.errors import PixelDanceError
 from pixeldance.geometry import Size
 from pixeldance.pictures import load_picture
 from pixeldance.request import GenerationRequest
@@ -152,7 +152,7 @@ class Handlers:
                 job = service.get(view.editing)
                 job = service.edit(job.id, changes_between(job, request))
             else:
-                self._check_room()
+                self._context.check_room()
                 job = service.add(request)
         except PixelDanceError as error:
             return {self._parts.message: note(self._context.plain(error), kind="problem")}
@@ -171,7 +171,7 @@ class Handlers:
         data = _data(event)
         with self._told():
             if data.get("do") == "run_example":
-                self._check_room()
+                self._context.check_room()
                 self._context.service.add(example_request())
             else:
                 act(self._context.service, data)
@@ -214,11 +214,6 @@ class Handlers:
             return clip_size(values, pictures)
         except PixelDanceError:
             return clip_size({}, pictures)
-
-    def _check_room(self) -> None:
-        limit = self._context.settings.max_queued
-        if self._context.service.counts()["queued"] >= limit:
-            raise InputError(f"{limit} jobs are waiting already. Wait, or remove some of them.")
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -7,7 +7,15 @@ from typing import Any, Literal, NamedTuple
 from pixeldance.jobs import Job, JobClip
 from pixeldance.server.studio.markup import button, icon, text
 
-__all__ = ["ClipKey", "ShownClip", "compare_html", "gallery_html", "viewer_html"]
+__all__ = [
+    "FILM_DOWNLOADS",
+    "ClipFile",
+    "ClipKey",
+    "ShownClip",
+    "compare_html",
+    "gallery_html",
+    "viewer_html",
+]
 
 ClipKey = tuple[str, int]
 """A job and the number of its clip."""
@@ -24,6 +32,9 @@ DOWNLOADS: tuple[tuple[str, ClipFile], ...] = (
     ("Last frame", "last.png"),
     ("Settings", "clip.json"),
 )
+
+FILM_DOWNLOADS = tuple(pair for pair in DOWNLOADS if pair[0] in {"MP4", "Last frame", "Settings"})
+"""The other forms need all frames in memory, and a film may be long."""
 
 
 class ShownClip(NamedTuple):
@@ -97,7 +108,7 @@ def _card(clip: ShownClip, *, selected: ClipKey | None, compared: Sequence[ClipK
         f'<img src="{text(clip.url_of("thumbnail.jpg"))}" alt="" loading="lazy"></button>'
         f'<p class="st-prompt" title="{clip.prompt}">{clip.prompt}</p>'
         f'<p class="st-meta">{text(when)} · seed {clip.clip.seed}</p><div class="st-buttons">'
-        + button("Use settings", "form", "settings", **clip.data)
+        + ("" if clip.job.is_film else button("Use settings", "form", "settings", **clip.data))
         + button(
             "Compare",
             "show",
@@ -134,13 +145,17 @@ def viewer_html(clip: ShownClip | None) -> str:
     data = {**clip.data, "fps": facts.fps, "frames": facts.num_frames}
     buttons = [
         button("Continue from the last frame", "form", "continue", classes="st-main", **clip.data),
-        button("Use these settings", "form", "settings", **clip.data),
+        *(
+            []
+            if clip.job.is_film
+            else [button("Use these settings", "form", "settings", **clip.data)]
+        ),
         button("Use this frame as first", "form", "use_frame", role="first_frame", **data),
         button("Use this frame as last", "form", "use_frame", role="last_frame", **data),
     ]
     downloads = "".join(
         f'<a class="st-button" download href="{text(clip.url_of(name))}?download=1">{label}</a>'
-        for label, name in DOWNLOADS
+        for label, name in (FILM_DOWNLOADS if clip.job.is_film else DOWNLOADS)
     )
     return (
         f'<div class="st-viewer">{_video(clip, "controls autoplay")}{clip.badge}'

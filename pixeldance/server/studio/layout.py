@@ -11,6 +11,7 @@ from pixeldance.server.studio.form import WIDGETS, FormPictures, clip_size, summ
 from pixeldance.server.studio.markup import button, note
 from pixeldance.server.studio.pad import Pad, build_pad
 from pixeldance.server.studio.panels import PANELS, Seen
+from pixeldance.server.studio.story_panel import STORY_CONNECT, story_html
 from pixeldance.server.studio.wells import wells_html
 from pixeldance.server.studio.widgets import (
     advanced_widgets,
@@ -106,13 +107,22 @@ def build_layout(context: StudioContext) -> PageParts:
         elem_id="masthead",
     )
     panels: dict[str, gr.HTML] = {}
-    with gr.Row(elem_id="studio"):
-        with gr.Column(scale=6, min_width=320, elem_id="form"):
-            parts |= _form(context)
-        with gr.Column(scale=5, min_width=320, elem_id="stage"):
-            for name in ("preview", "live", "viewer"):
-                panels[name] = _panel(name)
-            parts["examples"] = _panel("examples", _examples())
+    with gr.Tabs(elem_id="modes"):
+        with gr.Tab("Clip"), gr.Row(elem_id="studio"):
+            with gr.Column(scale=6, min_width=320, elem_id="form"):
+                parts |= _form(context)
+            with gr.Column(scale=5, min_width=320, elem_id="stage"):
+                for name in ("preview", "live", "viewer"):
+                    panels[name] = _panel(name)
+                parts["examples"] = _panel("examples", _examples())
+        with gr.Tab("Story", render_children=True):
+            gr.HTML(
+                story_html(context.models),
+                elem_id="story",
+                elem_classes="studio-panel",
+                js_on_load=STORY_CONNECT,
+                padding=False,
+            )
     gr.HTML("<h2>Queue</h2>", elem_classes="studio-heading")
     panels["queue"] = _panel("queue")
     with gr.Row(elem_id="clips-head"):

@@ -57,14 +57,18 @@ def live_html(
         if job.is_paused
         else button("Pause", "act", "pause", sign="pause", title="Wait after this step", job=job.id)
     )
-    finish = button(
-        "Finish early",
-        "act",
-        "finish",
-        sign="finish",
-        title="Decode what is there after this step",
-        job=job.id,
-        is_enabled=event.phase is Phase.DENOISING and not job.is_finishing,
+    finish = (
+        ""
+        if job.is_film
+        else button(
+            "Finish early",
+            "act",
+            "finish",
+            sign="finish",
+            title="Decode what is there after this step",
+            job=job.id,
+            is_enabled=event.phase is Phase.DENOISING and not job.is_finishing,
+        )
     )
     return (
         f'<div class="st-live" data-running="{text(job.id)}"><p class="st-prompt">{prompt}</p>'

@@ -16,6 +16,7 @@ _ICONS = {
     "on": "M6 3l5 5-5 5",
     "pause": "M5 3v10M11 3v10",
     "play": "M4 3l9 5-9 5z",
+    "plus": "M8 3v10M3 8h10",
     "retry": "M13 8a5 5 0 1 1-2-4M11 1v3h-3",
     "swap": "M2 5h11l-3-3M14 11H3l3 3",
     "top": "M3 2h10M8 14V5M4 9l4-4 4 4",

@@ -145,5 +145,7 @@ class Panels:
 
     def _shown(self, job: Job, clip: JobClip, *, has_badge: bool = True) -> ShownClip:
         key = (job.id, clip.number)
-        badge = badge_html(self._fidelity.get(*key)) if has_badge else ""
+        # A film may be too long to be held in memory as a whole.
+        is_measured = has_badge and not job.is_film
+        badge = badge_html(self._fidelity.get(*key)) if is_measured else ""
         return ShownClip(job, clip, partial(self._context.urls.clip, key), badge)

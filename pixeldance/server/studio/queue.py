@@ -62,6 +62,8 @@ def _row(job: Job, *, is_edited: bool, url_of: Callable[[str], str]) -> str:
 
 
 def _settings(job: Job) -> str:
+    if job.is_film:
+        return f"{job.num_steps} steps in all · seed {job.seed}"
     request = job.request
     count = request.get("num_videos", 1)
     parts = [f"{job.num_steps // count} steps", f"seed {job.seed}"]
@@ -72,9 +74,10 @@ def _settings(job: Job) -> str:
 
 def _buttons(job: Job) -> list[str]:
     copy = button("", "act", "duplicate", sign="copy", title="Add a copy to the queue", job=job.id)
+    edit = button("", "form", "edit", sign="edit", title="Edit in the form", job=job.id)
     remove = button("", "act", "remove", sign="close", title="Remove from the queue", job=job.id)
     if job.state is JobState.RUNNING:
-        return [copy]
+        return [] if job.is_film else [copy]
     if job.state is JobState.QUEUED:
         pause = (
             button("", "act", "resume", sign="play", title="Let it run again", job=job.id)
@@ -93,12 +96,11 @@ def _buttons(job: Job) -> list[str]:
                 "", "act", "next", sign="top", title="Run next", job=job.id, is_enabled=not is_first
             ),
             pause,
-            button("", "form", "edit", sign="edit", title="Edit in the form", job=job.id),
-            copy,
+            *([] if job.is_film else [edit, copy]),
             remove,
         ]
     retry = button(
         "", "act", "requeue", sign="retry", title="Put it back into the queue", job=job.id
     )
     settings = button("", "form", "settings", sign="edit", title="Use its settings", job=job.id)
-    return [retry, settings, remove]
+    return [retry, *([] if job.is_film else [settings]), remove]

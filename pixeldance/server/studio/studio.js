@@ -7,6 +7,7 @@
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const FOCUS_STEP = 0.05;
   const isCalm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const isShown = (element) => element.offsetParent !== null; // or its tab is closed
   let dropped = null; // takes a file that is dropped or pasted beside the wells
 
   function connect(element, upload, watch, send) {
@@ -151,7 +152,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      document.querySelector("#generate")?.click();
+      [...document.querySelectorAll("#generate, #make-film")].find(isShown)?.click();
     }
     const isElsewhere = "[role=listbox], dialog, .pd-pad, [contenteditable=true]";
     if (event.key !== "Escape" || event.defaultPrevented || event.target.closest(isElsewhere)) return;
@@ -166,13 +167,13 @@
     const file = event.dataTransfer?.files[0];
     if (!file || event.defaultPrevented || event.target.closest(".pd-pad")) return;
     event.preventDefault();
-    dropped?.(file);
+    if (isShown(document.querySelector("#form"))) dropped?.(file);
   });
   document.addEventListener("paste", (event) => {
     const file = event.clipboardData?.files[0];
     if (!file || event.target.closest(".pd-pad")) return;
     event.preventDefault();
-    dropped?.(file);
+    if (isShown(document.querySelector("#form"))) dropped?.(file);
   });
 
   window.studio = { connect };
