@@ -1,8 +1,7 @@
 """The command that makes the clips of a manifest: batch."""
 
 import os
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +9,10 @@ import typer
 
 from pixeldance.cli.app import JsonOption, command, print_json
 from pixeldance.cli.screen import (
-    BAR_WIDTH,
     FAILED,
     INTERRUPTED,
     WRONG_INPUT,
+    TaskProgress,
     silence_libraries,
     tell,
 )
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from pixeldance.batch.runner import RunOptions
 
 __all__ = ["batch"]
-
-SECONDS_BETWEEN_LINES = 30.0
 
 
 @command
@@ -131,7 +128,7 @@ def _run(plan: "BatchPlan", options: "RunOptions") -> "BatchSummary":
         silence_libraries()
         return load_model(plan, device, options.dtype)
 
-    on_progress = _Progress() if _is_main() else None
+    on_progress = _progress() if _is_main() else None
     return run_plan(plan, options, load_onto=load_onto, on_progress=on_progress)
 
 
@@ -206,22 +203,11 @@ def _print_summary(summary: "BatchSummary", *, as_json: bool) -> None:
         tell("The same command with --retry-failed tries them again.")
 
 
-class _Progress:
-    """A line on stderr: rewritten on a terminal, else one now and then."""
+def _progress() -> "Callable[[BatchProgress], None]":
+    line = TaskProgress()
 
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._said_at = time.monotonic()
+    def on_progress(event: "BatchProgress") -> None:
+        failed = f", {event.failed} failed" * (event.failed > 0)
+        line.show(event.done, event.total, "clips", event.remaining_s, failed)
 
-    def __call__(self, event: "BatchProgress") -> None:
-        is_last = event.done == event.total
-        left = round(event.remaining_s)
-        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        text = f"{event.done}/{event.total} clips, {clock} left"
-        text += f", {event.failed} failed" * (event.failed > 0)
-        if self._is_terminal:
-            bar = ("#" * round(BAR_WIDTH * event.done / event.total)).ljust(BAR_WIDTH, ".")
-            typer.echo(f"\r[{bar}] {text:<50}", nl=is_last, err=True)
-        elif is_last or time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
-            self._said_at = time.monotonic()
-            tell(text)
+    return on_progress

@@ -1,7 +1,5 @@
 """The command that measures how good a model is: eval."""
 
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from pixeldance.cli.app import JsonOption, app, command_of, print_json
-from pixeldance.cli.screen import INTERRUPTED, silence_libraries, tell
+from pixeldance.cli.screen import INTERRUPTED, TaskProgress, silence_libraries, tell
 from pixeldance.errors import InputError
 from pixeldance.request import GenerationRequest
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 ALL_METHODS = "ours,hold-first,crossfade,flow-warp,rife,rife-v3"
-SECONDS_BETWEEN_LINES = 30.0
 
 _DEFAULTS = GenerationRequest()
 
@@ -152,7 +149,7 @@ def _measure(
             suite_folder=folder,
             load_model=load_model,
             overwrite=overwrite,
-            on_progress=_Progress(),
+            on_progress=_progress(),
         )
     except KeyboardInterrupt:
         tell(f"\nStopped. What is measured is kept in {output_dir}: the same command goes on.")
@@ -221,22 +218,10 @@ def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Numb
 # ---- progress
 
 
-class _Progress:
-    """A line on stderr: rewritten on a terminal, else one now and then."""
+def _progress() -> "Callable[[EvalProgress], None]":
+    line = TaskProgress()
 
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._said_at = time.monotonic()
+    def on_progress(event: "EvalProgress") -> None:
+        line.show(event.done, event.total, "done", event.remaining_s, f", last: {event.task}")
 
-    def __call__(self, event: "EvalProgress") -> None:
-        is_last = event.done == event.total
-        left = round(event.remaining_s)
-        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        text = f"{event.done}/{event.total} done, {clock} left, last: {event.task}"
-        if self._is_terminal:
-            part = round(24 * event.done / event.total)
-            bar = "#" * part + "." * (24 - part)
-            typer.echo(f"\r[{bar}] {text:<60}", nl=is_last, err=True)
-        elif is_last or time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
-            self._said_at = time.monotonic()
-            tell(text)
+    return on_progress

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "WRONG_INPUT",
+    "TaskProgress",
     "errors_reported",
     "progress",
     "quiet",
@@ -32,6 +34,7 @@ WRONG_INPUT = 2
 INTERRUPTED = 130
 
 BAR_WIDTH = 24
+SECONDS_BETWEEN_LINES = 30.0
 LIBRARIES = ("accelerate", "diffusers", "huggingface_hub", "torch", "transformers")
 
 
@@ -157,3 +160,31 @@ def progress() -> Iterator["StepListener"]:
     finally:
         if is_terminal:
             tell("")
+
+
+class TaskProgress:
+    """One line on stderr for many tasks: rewritten on a terminal, else one now and then."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._said_at = time.monotonic()
+
+    def show(self, done: int, total: int, unit: str, remaining_s: float, more: str = "") -> None:
+        """Say how far it is.
+
+        Args:
+            done: Tasks done.
+            total: All tasks, at least 1.
+            unit: What is counted.
+            remaining_s: Seconds that the rest will take.
+            more: What is added to the line.
+        """
+        left = round(remaining_s)
+        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        text = f"{done}/{total} {unit}, {clock} left{more}"
+        if self._is_terminal:
+            bar = ("#" * round(BAR_WIDTH * done / total)).ljust(BAR_WIDTH, ".")
+            typer.echo(f"\r[{bar}] {text:<60}", nl=done == total, err=True)
+        elif done == total or time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
+            self._said_at = time.monotonic()
+            tell(text)

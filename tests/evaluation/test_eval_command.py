@@ -76,7 +76,7 @@ def test_a_folder_of_videos(tmp_path: Path) -> None:
     assert "1 clips of 9 frames, 48x32 (clips)" in result.stdout
     html = Path("pixeldance-eval/eval.html").read_text(encoding="utf-8")
     assert "b.mp4" in html
-    assert "is not an MP4 or MOV video" in html
+    assert "is not an MP4, MOV or WebM video" in html
 
 
 def test_ctrl_c_leaves_a_folder_to_go_on_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_a_folder_gives_its_usable_clips_and_lists_the_others(tmp_path: Path) ->
     assert list(reasons) == ["other.webm", "short.mp4", "text.mp4"]
     assert "Only MP4 and MOV" in reasons["other.webm"]
     assert "has 8 frames, 9 are needed" in reasons["short.mp4"]
-    assert "is not an MP4 or MOV video" in reasons["text.mp4"]
+    assert "is not an MP4, MOV or WebM video" in reasons["text.mp4"]
     assert str(tmp_path) not in " ".join(reasons.values())
 
 
