@@ -260,7 +260,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         flat = rearrange(padded.pictures, "b r c h w -> (b r) c h w")
         coarse = rearrange(self.project_picture(flat), "(b r) c h w -> b r c h w", r=2)
         if padded.present.all(1).any():
-            motion = self.refiner.aligner.motion(padded.pictures)
+            motion = self.refiner.motion_between(padded.pictures)
         else:
             motion = still(padded.pictures)
         return PreparedReferences(padded, coarse, motion)

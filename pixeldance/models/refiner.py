@@ -113,6 +113,14 @@ class ReferenceRefiner(nn.Module):
         )
         return rearrange(refined, "(n t) q c h w -> n t q c h w", n=clips), aligned
 
+    def motion_between(self, pictures: Tensor) -> Motion:
+        """What moves where between two references ``(n, 2, 3, height, width)``.
+
+        Found out once for all latent frames of a clip; ``forward`` takes it.
+        """
+        motion: Motion = self.aligner.motion(pictures)
+        return motion
+
     def _refined(
         self,
         coarse: Tensor,

@@ -13,6 +13,7 @@ from tiny_training import BUCKETS, made_up_embeds, make_codec, make_config, use_
 from torch import Tensor, nn
 
 from pixeldance.models.codec import LinearVideoCodec, decode_latents, encode_pictures
+from pixeldance.models.motion import Motion, still
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.parts import make_part
 from pixeldance.training.validation import SIGMAS, Validation
@@ -206,9 +207,12 @@ class PassThrough(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Conv2d(1, 1, 1)  # decides the dtype of the inputs
-        self.given: list[tuple[Tensor, ...]] = []
+        self.given: list[tuple[Any, ...]] = []
 
-    def forward(self, coarse: Tensor, *given: Tensor) -> tuple[Tensor, None]:
+    def motion_between(self, pictures: Tensor) -> Motion:
+        return still(pictures)
+
+    def forward(self, coarse: Tensor, *given: Any) -> tuple[Tensor, None]:
         self.given.append(given)
         return coarse, None
 
@@ -222,9 +226,9 @@ def test_the_refiner_decodes_disturbed_latents(tmp_path: Path, codec: LinearVide
     assert losses[0] == pytest.approx(float((undisturbed - truth).abs().mean()), rel=0.01)
     assert losses[-1] > losses[0]
     ends = truth[:1, :, [0, -1]].transpose(1, 2)  # of the first clip, beside its first chunk
-    pictures, _, offsets, present = refiner.given[0]
+    pictures, _, offsets, present, _ = refiner.given[0]
     assert torch.equal(pictures[:1], ends)
-    assert offsets[0].tolist() == [0, 8]
+    assert offsets[0, 0].tolist() == [0, 8]
     assert present.all()
 
 
