@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pixeldance.errors import InputError
 from pixeldance.geometry import check_focus
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 __all__ = [
+    "Description",
     "UnfitValueError",
     "frame_keys",
     "integer",
@@ -122,6 +126,22 @@ def size_multiple(value: int) -> int:
         f"must be a multiple of {SIZE_MULTIPLE} pixels, got {value}. "
         f"Use {lower} or {lower + SIZE_MULTIPLE}."
     )
+
+
+class Description(BaseModel):
+    """What a person describes: immutable, unknown names are errors, all errors in one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    if not TYPE_CHECKING:  # type checkers read the fields instead
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                known = list(type(self).model_fields)
+                details = error.errors(include_url=False)
+                raise InputError(" ".join(problem(item, known) for item in details)) from None
 
 
 def problem(details: "ErrorDetails", known_fields: Sequence[str]) -> str:

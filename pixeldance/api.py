@@ -24,7 +24,6 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from pixeldance._pipeline_inputs import PixelDanceOutput
-from pixeldance.backbones.devices import choose_device, choose_dtype
 from pixeldance.backbones.loading import is_released
 from pixeldance.backbones.lora import fingerprint, load_loras, parse_lora
 from pixeldance.backbones.memory import MemoryPlan, apply_plan, plan_for
@@ -32,6 +31,7 @@ from pixeldance.backbones.single_file import transformer_from_file
 from pixeldance.backbones.step_cache import StepCache, recorded_threshold
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.geometry import Size, duration_of, fit_picture, resolve_frame_index
+from pixeldance.models.devices import choose_device, choose_dtype
 from pixeldance.models.loading import available_models, find_weights
 from pixeldance.ops import active_tier
 from pixeldance.parallel import start as start_parallel

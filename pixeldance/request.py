@@ -12,22 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from pixeldance._fields import (
     SIZE_MULTIPLE,
+    Description,
     frame_keys,
     integer,
     number,
     picture_source,
     point,
-    problem,
     shown,
     size_multiple,
     text,
@@ -90,15 +87,13 @@ _NumFrames = Annotated[
 ]
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(Description):
     """What to generate: the instructions, the shape of the clip and how to sample it.
 
     Immutable and checked as a whole when it is made; whatever is wrong is raised as one
     :class:`~pixeldance.errors.InputError` of one line. Nothing given is ever ignored: an option
     that could have no effect is an error too. Pictures are kept as given and read later.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: _Text = Field(default="", description="What happens in the clip, in words.")
     negative_prompt: _Text = Field(
@@ -173,16 +168,6 @@ class GenerationRequest(BaseModel):
         default="pixeldance-mini",
         description="Name of the model, or a local folder with one.",
     )
-
-    if not TYPE_CHECKING:  # type checkers read the fields instead
-
-        def __init__(self, **fields: Any) -> None:
-            try:
-                super().__init__(**fields)
-            except ValidationError as error:
-                known = list(type(self).model_fields)
-                details = error.errors(include_url=False)
-                raise InputError(" ".join(problem(item, known) for item in details)) from None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

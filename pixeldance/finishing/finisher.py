@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pixeldance.errors import InputError
 from pixeldance.finishing.rife import PADDED_MULTIPLE, RIFE_SHA256, Between, load_rife
@@ -19,6 +18,7 @@ from pixeldance.finishing.upscaling import (
     load_upscaler,
     upscale_frames,
 )
+from pixeldance.models.devices import choose_device
 from pixeldance.video import frames_sha256
 from pixeldance.video.recipe import check_frames
 
@@ -219,15 +219,7 @@ def load_finisher(*, fps_factor: int = 1, upscale: int = 1, device: str = "auto"
         InputError: If a factor or the device cannot be used.
     """
     finished_size((2, 2, 2, 3), 1, fps_factor=fps_factor, upscale=upscale)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"The device {device!r} cannot be used here. Use 'cpu' or 'auto'."
-        ) from error
+    chosen = choose_device(device)
     return Finisher(
         fps_factor=fps_factor,
         upscale=upscale,

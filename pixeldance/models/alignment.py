@@ -147,7 +147,8 @@ class ReferenceAligner(nn.Module):
         motion = self.motion(references) if motion is None else motion
         fine, front = carried(motion, time)
         both = present.all(1)[:, None, None, None, None, None]
-        hypotheses = (matched, torch.where(both, _halved(fine), matched))
+        halved = _halved(fine)
+        hypotheses = (matched, torch.where(both, halved, matched))
         flow, share = self._chosen(
             coarse,
             references,
@@ -160,7 +161,7 @@ class ReferenceAligner(nn.Module):
         flow = flow + self._aligned(coarse, rough, flow, confidence, there)
         flow = _resized(flow, MATCH // FINE)
         # the edges of what was carried, which the coarser grid lost
-        edges = torch.where(both, fine - _resized(_halved(fine), MATCH // FINE), 0.0)
+        edges = torch.where(both, fine - _resized(halved, MATCH // FINE), 0.0)
         flow = flow + _resized(share, MATCH // FINE) * edges
         flow = flow + self._sharpened(coarse, _warped(references, flow), flow, time, there)
         agreement = rearrange(_agreement(front, motion.front, flow), "n r q 1 h w -> n q r h w")

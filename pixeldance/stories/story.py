@@ -13,21 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from pixeldance._fields import (
+    Description,
     UnfitValueError,
     integer,
     number,
     picture_source,
     point,
-    problem,
     shown,
     text,
 )
@@ -81,23 +78,7 @@ _Number = Annotated[float, BeforeValidator(number)]
 _Point = Annotated[tuple[float, float], BeforeValidator(point)]
 
 
-class _Description(BaseModel):
-    """A part of a story: immutable, strict, with errors of one line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    if not TYPE_CHECKING:  # type checkers read the fields instead
-
-        def __init__(self, **fields: Any) -> None:
-            try:
-                super().__init__(**fields)
-            except ValidationError as error:
-                known = list(type(self).model_fields)
-                details = error.errors(include_url=False)
-                raise InputError(" ".join(problem(item, known) for item in details)) from None
-
-
-class Shot(_Description):
+class Shot(Description):
     """One shot of a story.
 
     Its frames are numbered from 0. Where it goes on from another shot, frame 0 is the first new
@@ -244,7 +225,7 @@ def _given(shot: Shot) -> dict[str, Any]:
     return {name: getattr(shot, name) for name in shot.model_fields_set}
 
 
-class Story(_Description):
+class Story(Description):
     """A film: its shots, and what they share.
 
     Immutable and checked as a whole when it is made; whatever is wrong is raised as one
