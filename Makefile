@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser test-all app lint format eval-peers finishing reference clean
+.PHONY: help demo test test-browser test-triton test-all app lint format eval-peers finishing reference clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test: $(STAMP) ## run the tests, but not those marked slow or gpu
 
 test-browser: $(STAMP) ## run the quick tests of the page in Chromium, if it is installed
 	@$(BIN)/python -m pytest -q tests/server/test_studio_browser.py tests/video/test_browser_colours.py
+
+test-triton: $(STAMP) ## install Triton (700 MB) and run the tests of the GPU kernels without a GPU
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt triton
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/ops/test_triton_ops.py
 
 test-all: $(STAMP) ## run all tests, the slow ones too (minutes)
 	@$(BIN)/python -m pytest -q -m "not gpu"

@@ -86,7 +86,7 @@ def tier(side: str) -> Iterator[None]:
     """Let a side compute the operations as it is called; diffusers does not use them."""
     os.environ["PIXELDANCE_OPS"] = "auto" if side == "diffusers" else side
     ops.active_tier.cache_clear()
-    ops.active_tier()
+    ops.active_tier("cpu")
     try:
         yield
     finally:
@@ -209,7 +209,7 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     flags = sorted(f for f in cpu_flags() if f.startswith(("avx", "amx", "fma")))
     with tier("diffusers"):
-        active = str(ops.active_tier())
+        active = str(ops.active_tier("cpu"))
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

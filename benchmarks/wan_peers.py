@@ -359,7 +359,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "load": os.getloadavg()[0],
-        "operations": str(active_tier()),
+        "operations": str(active_tier("cpu")),
         "allocator": {key: os.environ.get(key) for key in ALLOCATOR},
     }
 

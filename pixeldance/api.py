@@ -24,9 +24,11 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from pixeldance._pipeline_inputs import PixelDanceOutput
-from pixeldance.backbones.loading import is_released
+from pixeldance.backbones.facts import is_released
+from pixeldance.backbones.loading import load_small_text_encoder
 from pixeldance.backbones.lora import fingerprint, load_loras, parse_lora
 from pixeldance.backbones.memory import MemoryPlan, apply_plan, plan_for
+from pixeldance.backbones.options import check_memory
 from pixeldance.backbones.single_file import transformer_from_file
 from pixeldance.backbones.step_cache import StepCache, recorded_threshold
 from pixeldance.errors import CheckpointError, InputError
@@ -155,6 +157,7 @@ class Model:
         sha256: Fingerprint of the weights.
         load_s: Seconds that loading took.
         memory_plan: How a Wan checkpoint shares the device's memory; None for the embedded model.
+        loras: LoRAs that were added, as recipes name them: ``[high:|low:]file:scale``.
     """
 
     name: str
@@ -162,6 +165,7 @@ class Model:
     sha256: str
     load_s: float = 0.0
     memory_plan: MemoryPlan | None = None
+    loras: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -274,8 +278,11 @@ class Model:
         """What recipes say of the model and of how it computes."""
         facts = {"name": self.name, "sha256": self.sha256, "dtype": self.dtype}
         facts["device"] = self.device.type
-        if self.device.type == "cpu":
-            facts["operations"] = active_tier().name
+        facts["operations"] = active_tier(self.device.type).name
+        if self.memory_plan is not None:
+            facts["memory"] = self.memory_plan.summary
+        if self.loras:
+            facts["loras"] = ", ".join(self.loras)
         if self.pipeline.parallel is not None:
             facts["parallel"] = str(self.pipeline.parallel)
         if self.pipeline.step_cache is not None:
@@ -331,6 +338,7 @@ class Model:
             num_frames=request.resolved_num_frames,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
+            guidance_scale_2=request.guidance_scale_2,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
             callback_on_step_end=after_step,
@@ -384,8 +392,10 @@ def load(
         download: Whether a hub id that is not on this machine may be fetched. Without it the error
             says how large it is and what its licence is.
         parallel: How the processes that ``torchrun`` or ``accelerate launch`` started make one
-            clip together: ``context`` (they share the tokens) or ``guidance`` (one half of them
-            does the negative prompt). Each one then makes the same calls and gets the same clip.
+            clip together: ``context`` (they share the tokens), ``tensor`` (they share the heads,
+            and with them the transformer's weights), ``guidance`` (one half of them does the
+            negative prompt, the tokens are shared within each) or ``guidance+tensor``. Each one
+            then makes the same calls and gets the same clip.
         step_cache: Threshold of the step cache, in (0, 1]; None computes every step. See
             :class:`~pixeldance.backbones.step_cache.StepCache`.
 
@@ -407,27 +417,39 @@ def load(
     folder = find_weights(os.fspath(model), download=download)
     plan = None
     if is_released(folder):
-        plan = plan_for(folder, memory, chosen_device, bytes_per_weight=chosen_dtype.itemsize)
-        logger.log(logging.INFO if plan.fits else logging.WARNING, "%s: %s", folder.name, plan)
-    elif memory != "auto" or given:
-        option = next(iter(given), f"memory {memory}")
-        raise InputError(
-            f"{option} is for Wan checkpoints and has no effect on {folder.name}. Leave it out."
+        plan = plan_for(
+            folder,
+            memory,
+            chosen_device,
+            bytes_per_weight=chosen_dtype.itemsize,
+            transformer_parts=1 if parallelism is None else parallelism.weight_parts,
         )
+        logger.log(logging.INFO if plan.fits else logging.WARNING, "%s: %s", folder.name, plan)
+    else:
+        check_memory(memory, folder.name, is_released=False)
+        if given:
+            raise InputError(
+                f"{next(iter(given))} is for Wan checkpoints and has no effect on {folder.name}. "
+                "Leave it out."
+            )
     # The codec stays in float32: bfloat16 is too coarse for the embedded model's projection.
     with _without_loading_bars():
-        components = {
+        components: dict[str, Any] = {
             name: transformer_from_file(file, folder / name, dtype=chosen_dtype)
             for name, file in given.items()
         }
+        if plan is not None and plan.has_int8_text:  # before the rest, which needs the room
+            components["text_encoder"] = load_small_text_encoder(folder, dtype=chosen_dtype)
         pipeline = PixelDancePipeline.from_pretrained(folder, dtype=chosen_dtype, **components)
         load_loras(pipeline, parsed)
+    if parallelism is not None and parallelism.shares_weights:  # the whole may not fit
+        parallelism.apply(pipeline)
     if plan is None:
         pipeline.to(chosen_device)
     else:
         apply_plan(pipeline, plan, chosen_device)
     pipeline.step_cache = cache
-    if parallelism is not None:
+    if parallelism is not None and not parallelism.shares_weights:
         parallelism.apply(pipeline)
     named = Path(model).expanduser()
     return Model(
@@ -437,6 +459,7 @@ def load(
         sha256=fingerprint(folder, given, parsed),
         load_s=time.monotonic() - start,
         memory_plan=plan,
+        loras=tuple(lora.label for lora in parsed),
     )
 
 
@@ -477,10 +500,11 @@ def rerun(
             step_cache=recorded_threshold(recorded),
         )
     if model.sha256 != recorded["sha256"]:
+        added = f" with the LoRAs {recorded['loras']}" if "loras" in recorded else ""
         raise CheckpointError(
-            f"The clip was made with weights {recorded['sha256'][:12]} of {recorded['name']!r}, "
-            f"here are {model.sha256[:12]}: its frames would differ. Install those weights, or "
-            "use generate."
+            f"The clip was made with weights {recorded['sha256'][:12]} of {recorded['name']!r}"
+            f"{added}, here are {model.sha256[:12]}: its frames would differ. Install those "
+            "weights, or use generate."
         )
     cache = model.pipeline.step_cache
     if recorded_threshold(recorded) != (cache and cache.threshold):

@@ -157,6 +157,11 @@ class GenerationRequest(Description):
         default=1.0,
         description="How strongly the prompt is followed, 1 (off) to 100; above 1 is half as fast.",
     )
+    guidance_scale_2: Annotated[float, Field(ge=1.0, le=100.0), _Number] | None = Field(
+        default=None,
+        description="Guidance of the second expert, 1 (off) to 100, for models with two experts; "
+        "guidance_scale if not given.",
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), _Integer] | None = Field(
         default=None,
         description="Seed of the first clip, 0 to 2**63 - 1; drawn at random if not given.",
@@ -199,7 +204,7 @@ class GenerationRequest(Description):
                 f"last_frame_strength is {self.last_frame_strength:g}, which has no effect without "
                 "a last_frame. Give a last_frame or leave it out."
             )
-        if self.negative_prompt and self.guidance_scale == 1.0:
+        if self.negative_prompt and not self.is_guided:
             yield (
                 "negative_prompt has no effect with guidance_scale 1 (guidance is off). Raise "
                 "guidance_scale or leave negative_prompt out."
@@ -247,6 +252,11 @@ class GenerationRequest(Description):
         return {role: source for role, source in sources.items() if source is not None}
 
     @property
+    def is_guided(self) -> bool:
+        """Whether any step needs the negative prompt, and so a second pass."""
+        return max(self.guidance_scale, self.guidance_scale_2 or 1.0) > 1.0
+
+    @property
     def resolved_num_frames(self) -> int:
         """Frames of the clip, whether given as a number, as a duration or not at all."""
         if self.num_frames is not None:
@@ -280,8 +290,9 @@ class GenerationRequest(Description):
 
         The result can be written as JSON and tells nothing about the machine: a picture becomes
         its file name without folders and the fingerprint of its pixels, a model folder its name.
-        All defaults are spelt out, and the duration is given as ``num_frames``. Pictures are read
-        where they lie, so a file that has gone meanwhile is an ``InputError``.
+        All defaults are spelt out but the guidance of a second expert, which few models have, and
+        the duration is given as ``num_frames``. Pictures are read where they lie, so a file that
+        has gone meanwhile is an ``InputError``.
 
         Args:
             pictures: Pictures by role as ``load_picture`` returned them, to spare reading them
@@ -301,6 +312,8 @@ class GenerationRequest(Description):
             for role, source in self.pictures.items()
         }
         fields = {name: getattr(self, name) for name in type(self).model_fields}
+        if self.guidance_scale_2 is None:
+            del fields["guidance_scale_2"]
         return {
             "schema_version": RECIPE_SCHEMA_VERSION,
             **fields,

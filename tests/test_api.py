@@ -168,7 +168,7 @@ def test_the_recipe_says_all_and_tells_no_path(clip: Clip, model: Model, folder:
         "sha256": model.sha256,
         "dtype": "float32",
         "device": "cpu",
-        "operations": active_tier().name,
+        "operations": active_tier("cpu").name,
     }
     assert recipe["frames"]["sha256"] == frames_sha256(clip.frames)
     assert set(recipe["pictures"]) == {"first_frame", "last_frame", "keyframe:4"}

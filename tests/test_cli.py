@@ -157,6 +157,7 @@ def test_every_field_of_a_request_has_an_option(requests: list[GenerationRequest
         "fps": 8,
         "num_inference_steps": 3,
         "guidance_scale": 4.5,
+        "guidance_scale_2": 2.5,
         "seed": 7,
         "num_videos": 2,
         "model": "tiny",
@@ -165,6 +166,7 @@ def test_every_field_of_a_request_has_an_option(requests: list[GenerationRequest
         "--prompt|a fox|--negative-prompt|a cat|--first-frame|a=b.png|--last-frame|a=b.png|"
         "--keyframe|5=a=b.png|--keyframe|9=a=b.png|--last-frame-strength|0.5|--aspect-ratio|1:1|"
         "--fit|cover|--focus|0.25,1|--duration|2|--fps|8|--steps|3|--guidance-scale|4.5|"
+        "--guidance-scale-2|2.5|"
         "--seed|7|--num-videos|2|--model|tiny"
     )
     run("generate", *given.split("|"))
@@ -515,14 +517,17 @@ def test_a_rerun_loads_the_recorded_model_in_the_recorded_way(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def record(model: str, *, device: str, dtype: str, step_cache: float | None) -> None:
-        calls.append((model, device, dtype, step_cache))
+    def record(
+        model: str, *, device: str, dtype: str, memory: str, loras: list[str], step_cache: Any
+    ) -> None:
+        calls.append((model, device, dtype, memory, loras, step_cache))
         raise GenerationCancelled("enough")
 
     monkeypatch.setattr("pixeldance.api.load", record)
     run("rerun", clip)
-    run("rerun", clip, "--model", weights / "tiny")
-    assert calls == [(str(weights / "tiny"), "cpu", "float32", None)] * 2
+    run("rerun", clip, "--model", weights / "tiny", "--lora", "a.safetensors", "--memory", "8gb")
+    found = (str(weights / "tiny"), "cpu", "float32")
+    assert calls == [(*found, "auto", [], None), (*found, "8gb", ["a.safetensors"], None)]
 
 
 def tamper(clip: Path, change: Callable[[dict[str, Any]], object]) -> Path:

@@ -13,6 +13,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessor,
@@ -156,3 +157,32 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+LAYERS = {
+    f"{ours}.{layer}": f"{theirs}.{name}"
+    for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+    for layer, name in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+} | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
+WIDTHS = {"ffn.net.0.proj": (24, 32), "ffn.net.2": (32, 24)}
+
+
+def write_lora(path: Path, style: str) -> Path:
+    """The same LoRA of rank 2, as three programs name it."""
+    weights, generator = {}, torch.Generator().manual_seed(9)
+    for block in range(2):
+        for layer, original in LAYERS.items():
+            inputs, outputs = WIDTHS.get(layer, (24, 24))
+            down = torch.randn(2, inputs, generator=generator)
+            up = torch.randn(outputs, 2, generator=generator)
+            if style == "diffusers":
+                names = [f"transformer.blocks.{block}.{layer}.lora_{side}" for side in "AB"]
+            elif style == "original":
+                names = [f"diffusion_model.blocks.{block}.{original}.lora_{side}" for side in "AB"]
+            else:
+                flat = f"lora_unet_blocks_{block}_{original.replace('.', '_')}"
+                names = [f"{flat}.lora_{side}" for side in ("down", "up")]
+                weights[f"{flat}.alpha"] = torch.tensor(2.0)
+            weights[f"{names[0]}.weight"], weights[f"{names[1]}.weight"] = down, up
+    save_file(weights, path)
+    return path

@@ -5,6 +5,7 @@ plan needs diffusers' own code: tiles, and hooks on the layers.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pixeldance.models import codec
 from pixeldance.models.wan_autoencoder import FastWanAutoencoder
+from pixeldance.parallel import Parallelism, share_rows
 
 
 def encode_keyframes(
@@ -39,9 +41,25 @@ def encode_keyframes(
     return codec.encode_pictures(vae, video.to(device))
 
 
-def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Video of normalised latents, ``1 3 frames height width`` in [-1, 1], float32."""
-    return codec.decode_latents(FastWanAutoencoder(vae) if _can_be_fast(vae) else vae, latents)
+def decode(vae: AutoencoderKLWan, latents: Tensor, parallel: Parallelism | None = None) -> Tensor:
+    """Video of normalised latents.
+
+    Args:
+        vae: The autoencoder.
+        latents: Of the clip.
+        parallel: The processes that share the rows, or None. Where the memory plan has them decoded
+            in tiles, each decodes everything.
+
+    Returns:
+        ``1 3 frames height width`` in [-1, 1], float32.
+    """
+    if not _can_be_fast(vae):
+        return codec.decode_latents(vae, latents)
+    fast = FastWanAutoencoder(vae)
+    if parallel is None:
+        return codec.decode_latents(fast, latents)
+    decode_band = partial(codec.decode_latents, fast)
+    return share_rows(parallel, decode_band, latents, scale=fast.spatial_factor)
 
 
 def _can_be_fast(vae: AutoencoderKLWan) -> bool:

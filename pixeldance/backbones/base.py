@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from pixeldance.backbones.facts import Abilities
 from pixeldance.diffusion import guided_velocity
 from pixeldance.errors import InputError
 from pixeldance.geometry import LatentGrid, Size, latent_grid
@@ -124,7 +125,11 @@ class Backbone(ABC):
     def pixel_budget(self) -> int:
         """Height times width to aim at where no size is given."""
 
-    @abstractmethod
+    @property
+    def abilities(self) -> Abilities:
+        """What of a request these weights can follow."""
+        return Abilities()
+
     def check(self, clips: Sequence[PicturesByFrame], guidance: Guidance) -> None:
         """Refuse, before anything heavy, what these weights cannot do.
 
@@ -135,6 +140,7 @@ class Backbone(ABC):
         Raises:
             InputError: If a picture or an option would have no effect.
         """
+        self.abilities.check(has_pictures=any(clips), guidance_scale_2=guidance.scale_2)
 
     def boundary_share(self, num_steps: int) -> float:  # noqa: ARG002
         """Share of the steps that the first of two experts does, in [0, 1]; 1.0 with one."""

@@ -18,7 +18,6 @@ from pixeldance.backbones.base import (
     VelocityFn,
 )
 from pixeldance.diffusion import sample_euler, shifted_sigmas, timesteps_of
-from pixeldance.errors import InputError
 from pixeldance.geometry import LatentGrid
 from pixeldance.instructions import place_keyframes
 from pixeldance.models.codec import References, decode_latents, encode_pictures
@@ -33,13 +32,6 @@ class EmbeddedBackbone(Backbone):
     def pixel_budget(self) -> int:
         """Height times width to aim at where no size is given."""
         return int(self.pipeline.config.pixel_budget or DEFAULT_PIXEL_BUDGET)
-
-    def check(self, clips: Sequence[PicturesByFrame], guidance: Guidance) -> None:  # noqa: ARG002
-        """Refuse what this model cannot do: it has one expert, and takes every picture."""
-        if guidance.scale_2 is not None:
-            raise InputError(
-                "guidance_scale_2 is for models with two experts; this one has one. Leave it out."
-            )
 
     def needs_text_encoder(self, prompts: Sequence[str]) -> bool:
         """Blank prompts are zeros."""

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401 - diffusers looks for it beside a component's class
+from transformers import PreTrainedModel, UMT5EncoderModel
 
+from pixeldance.backbones.facts import is_released
+from pixeldance.backbones.int8 import quantize_linears
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 
@@ -20,18 +23,6 @@ def _index(folder: str | Path) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise ValueError("model_index.json is damaged.")
     return index
-
-
-def is_released(folder: str | Path) -> bool:
-    """Whether a folder holds a checkpoint that brings its scheduler, as Wan's do.
-
-    Args:
-        folder: Folder with ``model_index.json``.
-
-    Returns:
-        False for an embedded model.
-    """
-    return (_index(folder).get("scheduler") or [None])[0] is not None
 
 
 def check_components(
@@ -78,6 +69,27 @@ def named_loading_errors(folder: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"The pipeline in {folder} cannot be loaded: {reason} Fetch its files again."
         ) from error
+
+
+def load_small_text_encoder(folder: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the text encoder of a Wan checkpoint with its linear layers in 8 bits.
+
+    Args:
+        folder: Folder with ``model_index.json``.
+        dtype: Number format of its other parts, and of its states.
+
+    Returns:
+        The text encoder, on the CPU.
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+    """
+    with named_loading_errors(folder):
+        text_encoder = UMT5EncoderModel.from_pretrained(
+            str(folder), subfolder="text_encoder", dtype=dtype
+        )
+    quantize_linears(text_encoder)
+    return text_encoder.eval()
 
 
 def loading_options(

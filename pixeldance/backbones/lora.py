@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.models.loading import weights_sha256
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 """Prefix of an option to the expert that is meant: for high noise, for low noise."""
@@ -28,6 +30,35 @@ class Lora(NamedTuple):
         """Fingerprint of the file."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def label(self) -> str:
+        """What it is called in recipes: no folders."""
+        return str(self._replace(path=Path(self.path.name)))
+
+    def __str__(self) -> str:
+        """As ``parse_lora`` reads it."""
+        expert = "" if self.expert is None else f"{self.expert}:"
+        return f"{expert}{self.path}:{self.scale!r}"
+
+    def with_whole_path(self) -> Self:
+        """The same, found from any folder."""
+        return self._replace(path=self.path.expanduser().absolute())
+
+    def check_expert(self, *, has_two_experts: bool) -> None:
+        """Check that the model has the expert that the LoRA is for.
+
+        Args:
+            has_two_experts: Whether the model has two.
+
+        Raises:
+            InputError: If it has one, and the LoRA names one of two.
+        """
+        if self.expert is not None and not has_two_experts:
+            raise InputError(
+                f"{self.path.name} is for the {self.expert} expert, but this model has one "
+                f"transformer. Leave out {self.expert}:."
+            )
 
 
 def parse_lora(text: str) -> Lora:
@@ -63,7 +94,7 @@ def parse_lora(text: str) -> Lora:
     return Lora(Path(path), value, expert or None)
 
 
-def load_loras(pipeline: DiffusionPipeline, loras: Sequence[Lora]) -> None:
+def load_loras(pipeline: "DiffusionPipeline", loras: Sequence[Lora]) -> None:
     """Add LoRAs to the transformers of a pipeline.
 
     Args:
@@ -113,19 +144,15 @@ def fingerprint(folder: Path, files: Mapping[str, Path], loras: Sequence[Lora]) 
     return hashlib.sha256("\n".join([sha256, *added]).encode()).hexdigest()
 
 
-def _components(pipeline: DiffusionPipeline, lora: Lora) -> list[str]:
+def _components(pipeline: "DiffusionPipeline", lora: Lora) -> list[str]:
     present = [name for name in EXPERTS.values() if getattr(pipeline, name) is not None]
     if lora.expert is None:
         return present
-    if len(present) < 2:
-        raise InputError(
-            f"{lora.path.name} is for the {lora.expert} expert, but this model has one transformer."
-            f" Leave out {lora.expert}:."
-        )
+    lora.check_expert(has_two_experts=len(present) == 2)
     return [EXPERTS[lora.expert]]
 
 
-def _check_fits(pipeline: DiffusionPipeline, lora: Lora) -> None:
+def _check_fits(pipeline: "DiffusionPipeline", lora: Lora) -> None:
     """Weights that find no layer would be dropped with a warning."""
     try:
         weights = pipeline.lora_state_dict(str(lora.path), use_safetensors=True)

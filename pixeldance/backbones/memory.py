@@ -8,7 +8,7 @@ are within some tens of per cent of it.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +17,11 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
+from pixeldance.backbones.int8 import num_bytes
+from pixeldance.backbones.options import MEMORY_BUDGETS, MEMORY_CHOICES
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 
-BUDGETS = {"24gb": 24e9, "12gb": 12e9, "8gb": 8e9}
-CHOICES = ("auto", *BUDGETS)
 RESERVE = 0.9
 """Share of a device that can be planned with; the rest goes to its driver and to fragments."""
 
@@ -29,6 +29,9 @@ _FLOAT32_PARTS = ("vae", "image_encoder")
 _TILE = 256
 Configs = Mapping[str, Mapping[str, Any]]
 """The configuration of every component with weights, by name."""
+
+
+Offload = Literal["none", "parts", "blocks"]
 
 
 class ClipShape(NamedTuple):
@@ -54,6 +57,7 @@ class Footprint:
         codec: Of encoding or decoding beside the weights, in one piece.
         codec_tiled: The same in tiles.
         clip: What the estimate is for.
+        small_text_encoder: Of the text encoder with its linear layers in 8 bits; None without one.
     """
 
     weights: dict[str, int]
@@ -62,6 +66,40 @@ class Footprint:
     codec: int
     codec_tiled: int
     clip: ClipShape
+    small_text_encoder: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Of all weights."""
+        return sum(self.weights.values())
+
+    @property
+    def with_small_text_encoder(self) -> "Footprint":
+        """The same with the text encoder in 8 bits, where there is one."""
+        if self.small_text_encoder is None:
+            return self
+        return replace(self, weights={**self.weights, "text_encoder": self.small_text_encoder})
+
+    def peak(self, offload: Offload, *, has_tiles: bool) -> int:
+        """Bytes that the device must have.
+
+        Args:
+            offload: See ``MemoryPlan``.
+            has_tiles: Whether video is coded in tiles.
+
+        Returns:
+            The most that is there at one time.
+        """
+        weights = self.weights
+        codec = self.codec_tiled if has_tiles else self.codec
+        if offload == "none":
+            return self.total + max(self.step, codec)
+        if offload == "parts":
+            largest = max(size for name, size in weights.items() if name != "vae")
+            at_work = max(weights.get("transformer_2", 0), weights["transformer"]) + self.step
+            return max(largest, at_work, weights["vae"] + codec)
+        fixed = weights["vae"] + weights.get("image_encoder", 0)
+        return max(fixed + self.transformer_blocks + self.step, fixed + codec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +110,31 @@ class MemoryPlan:
         offload: ``none``: all parts stay on the device; ``parts``: one comes at a time;
             ``blocks``: transformers and text encoder come block by block.
         has_tiles: Whether video is encoded and decoded in tiles.
-        has_fp8: Whether transformers are stored in 8 bits; this alone costs some quality.
+        has_fp8: Whether transformers are stored in 8 bits, which costs some quality.
+        has_int8_text: Whether the text encoder's linear layers are, which costs a little.
         peak: Estimated peak on the device, bytes; 0 without an accelerator.
         host: Estimated main memory, bytes.
         fits: Whether the peak is within what there is.
         clip: What the estimate is for.
     """
 
-    offload: Literal["none", "parts", "blocks"]
+    offload: Offload
     has_tiles: bool
     has_fp8: bool
+    has_int8_text: bool
     peak: int
     host: int
     fits: bool
     clip: ClipShape
+
+    @property
+    def summary(self) -> str:
+        """What is done, in the fewest words: what recipes say."""
+        done = {"none": "all on the device", "parts": "by parts", "blocks": "by blocks"}
+        words = [done[self.offload]]
+        words += ["tiles"] * self.has_tiles + ["8-bit text encoder"] * self.has_int8_text
+        words += ["8-bit transformer"] * self.has_fp8
+        return ", ".join(words)
 
     def __str__(self) -> str:
         """What will be done, in one sentence, with the estimate."""
@@ -97,6 +146,8 @@ class MemoryPlan:
         done = [where[self.offload]]
         if self.has_tiles:
             done.append("video is coded in tiles")
+        if self.has_int8_text:
+            done.append("the text encoder is stored in 8 bits (a little precision is lost)")
         if self.has_fp8:
             done.append("the transformer is stored in 8 bits (some quality is lost)")
         verdict = "" if self.fits else "; this does not fit: ask for fewer frames or pixels"
@@ -135,6 +186,11 @@ def parameter_count(name: str, config: Mapping[str, Any]) -> int:
     Returns:
         Number of parameters.
     """
+    return sum(parameter.numel() for parameter in _without_weights(name, config).parameters())
+
+
+def _without_weights(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """A component on the meta device."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
     with torch.device("meta"):
@@ -147,7 +203,7 @@ def parameter_count(name: str, config: Mapping[str, Any]) -> int:
             model = AutoencoderKLWan.from_config(dict(config))
         else:
             model = PixelDanceTransformer3DModel.from_config(dict(config))
-        return sum(parameter.numel() for parameter in model.parameters())
+    return model
 
 
 def step_bytes(transformer: Mapping[str, Any], vae: Mapping[str, Any], clip: ClipShape) -> int:
@@ -197,6 +253,10 @@ def estimate(configs: Configs, clip: ClipShape, *, bytes_per_weight: int = 2) ->
         for name, count in counts.items()
     }
     transformer, vae = configs["transformer"], configs["vae"]
+    small = None
+    if "text_encoder" in configs:
+        text_encoder = _without_weights("text_encoder", configs["text_encoder"])
+        small = num_bytes(text_encoder, bytes_per_weight=bytes_per_weight)
     return Footprint(
         weights=weights,
         transformer_blocks=2 * weights["transformer"] // int(transformer["num_layers"]),
@@ -204,11 +264,12 @@ def estimate(configs: Configs, clip: ClipShape, *, bytes_per_weight: int = 2) ->
         codec=codec_bytes(vae, clip, tiled=False),
         codec_tiled=codec_bytes(vae, clip, tiled=True),
         clip=clip,
+        small_text_encoder=small,
     )
 
 
 def plan_memory(footprint: Footprint, budget: float, host_budget: float) -> MemoryPlan:
-    """The fastest way to fit; what changes the result only if nothing else does.
+    """The fastest way to fit.
 
     Args:
         footprint: What there is to fit.
@@ -216,32 +277,35 @@ def plan_memory(footprint: Footprint, budget: float, host_budget: float) -> Memo
         host_budget: Bytes of main memory.
 
     Returns:
-        The first of these plans that fits, else the last: all on the device, one part at a time,
-        also coding in tiles, block by block. Where main memory cannot hold the parts that wait
-        there, transformers are stored in 8 bits.
+        The first of these plans that fits, else the last: all on the device; one part at a time;
+        also coding in tiles; also the text encoder in 8 bits; block by block. Where main memory
+        cannot hold the parts that wait there, the text encoder is stored in 8 bits, and if that
+        is not enough, transformers are as well.
     """
-    weights = footprint.weights
-    total = sum(weights.values())
-    fixed = weights["vae"] + weights.get("image_encoder", 0)
-    largest = max(size for name, size in weights.items() if name != "vae")
-    at_work = max(weights.get("transformer_2", 0), weights["transformer"]) + footprint.step
-    by_part = max(largest, at_work)
-    by_block = fixed + footprint.transformer_blocks + footprint.step
-    rungs: list[tuple[Literal["none", "parts", "blocks"], bool, int]] = [
-        ("none", False, total + max(footprint.step, footprint.codec)),
-        ("parts", False, max(by_part, weights["vae"] + footprint.codec)),
-        ("parts", True, max(by_part, weights["vae"] + footprint.codec_tiled)),
-        ("blocks", True, max(by_block, fixed + footprint.codec_tiled)),
+    small = footprint.with_small_text_encoder
+    rungs: list[tuple[Offload, bool, Footprint]] = [
+        ("none", False, footprint),
+        ("parts", False, footprint),
+        ("parts", True, footprint),
+        ("parts", True, small),
+        ("blocks", True, footprint),
     ]
-    offload, has_tiles, peak = next((rung for rung in rungs if rung[2] <= budget), rungs[-1])
-    has_fp8 = offload != "none" and total > host_budget
-    host = total
+    offload, has_tiles, chosen = next(
+        (rung for rung in rungs if rung[2].peak(rung[0], has_tiles=rung[1]) <= budget), rungs[-1]
+    )
+    is_waiting = offload != "none"
+    if is_waiting and chosen.total > host_budget:
+        chosen = small
+    has_fp8 = is_waiting and chosen.total > host_budget
+    peak, host = chosen.peak(offload, has_tiles=has_tiles), chosen.total
     if has_fp8:
-        host -= sum(size for name, size in weights.items() if name.startswith("transformer")) // 2
+        transformers = [name for name in chosen.weights if name.startswith("transformer")]
+        host -= sum(chosen.weights[name] for name in transformers) // 2
     return MemoryPlan(
         offload=offload,
         has_tiles=has_tiles,
         has_fp8=has_fp8,
+        has_int8_text=chosen != footprint,
         peak=peak,
         host=host,
         fits=peak <= budget and host <= host_budget,
@@ -250,7 +314,12 @@ def plan_memory(footprint: Footprint, budget: float, host_budget: float) -> Memo
 
 
 def plan_for(
-    folder: str | Path, memory: str, device: torch.device, *, bytes_per_weight: int = 2
+    folder: str | Path,
+    memory: str,
+    device: torch.device,
+    *,
+    bytes_per_weight: int = 2,
+    transformer_parts: int = 1,
 ) -> MemoryPlan:
     """Plan the memory of a checkpoint for a clip of the size it was trained at.
 
@@ -259,16 +328,18 @@ def plan_for(
         memory: ``auto`` (what the device has), ``24gb``, ``12gb`` or ``8gb``.
         device: Where it will run.
         bytes_per_weight: Of transformers and text encoder.
+        transformer_parts: Processes that share the weights of each transformer.
 
     Returns:
         The plan.
 
     Raises:
-        InputError: If ``memory`` is unknown, or is a budget for a machine without accelerator.
+        InputError: If ``memory`` is unknown, or is a budget for a machine without accelerator; or
+            if weights are shared, and the parts do not stay on their devices.
         CheckpointError: If there is no accelerator, and main memory is too small.
     """
-    if memory not in CHOICES:
-        raise InputError(f"memory must be one of {', '.join(CHOICES)}, got {memory!r}.")
+    if memory not in MEMORY_CHOICES:
+        raise InputError(f"memory must be one of {', '.join(MEMORY_CHOICES)}, got {memory!r}.")
     configs = read_configs(folder)
     path = Path(folder) / "scheduler" / "scheduler_config.json"
     scheduler = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -278,7 +349,10 @@ def plan_for(
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * RESERVE
     if device.type != "cpu":
         available = torch.cuda.get_device_properties(device).total_memory
-        return plan_memory(footprint, BUDGETS.get(memory, available) * RESERVE, host)
+        budget = MEMORY_BUDGETS.get(memory, available) * RESERVE
+        if transformer_parts > 1:
+            return _plan_shared(footprint, budget, host, transformer_parts)
+        return plan_memory(footprint, budget, host)
     if memory != "auto":
         raise InputError(
             f"memory {memory} is a budget for an accelerator, and this runs on the CPU. "
@@ -287,22 +361,42 @@ def plan_for(
     return _plan_main_memory(footprint, host)
 
 
+def _plan_shared(footprint: Footprint, budget: float, host: float, parts: int) -> MemoryPlan:
+    """The plan where every process keeps its part of the transformers on its device."""
+    weights = {
+        name: size // parts if name.startswith("transformer") else size
+        for name, size in footprint.weights.items()
+    }
+    plan = plan_memory(replace(footprint, weights=weights), budget, host)
+    if plan.offload != "none":
+        needed = sum(weights.values()) + max(footprint.step, footprint.codec)
+        raise InputError(
+            f"parallel tensor keeps the weights on {parts} devices, each of which needs about "
+            f"{needed / 1e9:.0f} GB and may use {budget / 1e9:.0f} GB. Start more processes, or "
+            "use parallel context, which can offload."
+        )
+    return plan
+
+
 def _plan_main_memory(footprint: Footprint, host: float) -> MemoryPlan:
-    """The plan of a machine without accelerator: all at once, in tiles if it must be."""
-    weights = sum(footprint.weights.values())
-    if weights > host:
+    """The plan of a machine without accelerator: all at once; what must be small is."""
+    small = footprint.with_small_text_encoder
+    if small.total > host:
         raise CheckpointError(
-            f"This checkpoint has {weights / 1e9:.0f} GB of weights, this machine has "
+            f"This checkpoint has {footprint.total / 1e9:.0f} GB of weights, this machine has "
             f"{host / RESERVE / 1e9:.0f} GB of memory and no accelerator. Use a GPU, or a smaller "
             "checkpoint."
         )
-    whole = weights + max(footprint.step, footprint.codec)
-    tiled = weights + max(footprint.step, footprint.codec_tiled)
-    needed = whole if whole <= host else tiled
+    rungs = [(footprint, False), (footprint, True), (small, True)]
+    chosen, has_tiles = next(
+        (rung for rung in rungs if rung[0].peak("none", has_tiles=rung[1]) <= host), rungs[-1]
+    )
+    needed = chosen.peak("none", has_tiles=has_tiles)
     return MemoryPlan(
         offload="none",
-        has_tiles=whole > host,
+        has_tiles=has_tiles,
         has_fp8=False,
+        has_int8_text=chosen != footprint,
         peak=0,
         host=needed,
         fits=needed <= host,
@@ -314,7 +408,8 @@ def apply_plan(pipeline: DiffusionPipeline, plan: MemoryPlan, device: torch.devi
     """Put the parts of a pipeline where a plan wants them.
 
     Args:
-        pipeline: A pipeline on the CPU.
+        pipeline: A pipeline on the CPU, loaded as the plan wants it: with the text encoder in 8
+            bits where it says so, see ``load_small_text_encoder``.
         plan: The plan.
         device: The device to compute on.
     """

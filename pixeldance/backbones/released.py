@@ -35,18 +35,13 @@ from pixeldance.backbones.conditions import (
     concatenated,
     held,
 )
+from pixeldance.backbones.facts import Abilities, pixel_budget
 from pixeldance.backbones.text import encode_prompts
-from pixeldance.errors import CheckpointError, ConfigError, InputError
+from pixeldance.errors import CheckpointError, ConfigError
 from pixeldance.geometry import LatentGrid
 
 if TYPE_CHECKING:
     from pixeldance.models.transformer import PixelDanceTransformer3DModel
-
-PIXELS_480P = 480 * 832
-PIXELS_720P = 720 * 1280
-PIXELS_TI2V = 704 * 1280
-SHIFT_480P = 3.0
-"""Released checkpoints have this timestep shift at 480p, and a larger one at 720p."""
 
 
 class ReleasedBackbone(Backbone):
@@ -87,25 +82,15 @@ class ReleasedBackbone(Backbone):
     @property
     def pixel_budget(self) -> int:
         """Height times width to aim at: that given, or what the checkpoint was trained at."""
-        if self.pipeline.config.pixel_budget:
-            return int(self.pipeline.config.pixel_budget)
-        if self.pipeline.config.expand_timesteps:
-            return PIXELS_TI2V
-        config = self.scheduler.config
-        shift = float(config.get("flow_shift") or config.get("shift") or SHIFT_480P)
-        return PIXELS_720P if shift > SHIFT_480P else PIXELS_480P
+        return pixel_budget(self.pipeline.config, self.scheduler.config)
 
-    def check(self, clips: Sequence[PicturesByFrame], guidance: Guidance) -> None:
-        """Refuse, before anything heavy, what these weights cannot do."""
-        if any(clips) and not (self.concatenates or self.holds):
-            raise InputError(
-                "This checkpoint makes clips from text alone and takes no pictures. Leave the "
-                "pictures out, or use an I2V, FLF2V, TI2V or InP checkpoint."
-            )
-        if guidance.scale_2 is not None and self.boundary is None:
-            raise InputError(
-                "guidance_scale_2 is for models with two experts; this one has one. Leave it out."
-            )
+    @property
+    def abilities(self) -> Abilities:
+        """What of a request these weights can follow."""
+        return Abilities(
+            takes_pictures=self.concatenates or self.holds,
+            has_two_experts=self.boundary is not None,
+        )
 
     @property
     def boundary(self) -> float | None:
@@ -277,7 +262,7 @@ class ReleasedBackbone(Backbone):
 
     def decode_video(self, latents: Tensor, pictures: PicturesByFrame) -> Tensor:  # noqa: ARG002
         """Video of one clip in [-1, 1], ``1 3 frames height width``."""
-        return autoencoder.decode(self.vae, latents)
+        return autoencoder.decode(self.vae, latents, self.parallel)
 
 
 def _ends(clip: PicturesByFrame) -> tuple[Image.Image | None, Image.Image | None]:

@@ -60,6 +60,7 @@ def _together(model: Model, rows: Sequence["BatchRow"]) -> list[Clip]:
         num_frames=requests[0].resolved_num_frames,
         num_inference_steps=requests[0].num_inference_steps,
         guidance_scale=requests[0].guidance_scale,
+        guidance_scale_2=requests[0].guidance_scale_2,
         generator=[_generator(row) for row in rows],
         output_type="np",
         callback_on_step_end=after_step,

@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from pixeldance.backbones.facts import ModelFacts
 from pixeldance.batch.folder import OutputFolder, RowResult, RowState
 from pixeldance.batch.manifest import read_manifest
 from pixeldance.batch.rows import BatchRow, RejectedRow, check_rows, chosen_model
-from pixeldance.batch.weights import ModelFacts
 from pixeldance.errors import InputError
 
 __all__ = ["BatchPlan", "Estimate", "Shard", "batches", "estimate", "make_plan"]
@@ -215,6 +215,7 @@ def make_plan(
     output_dir: str | os.PathLike[str],
     *,
     model: str | None = None,
+    loras: Sequence[str] = (),
     shard: Shard | None = None,
 ) -> BatchPlan:
     """Read and check a manifest and look at what there is already. Nothing is written.
@@ -223,6 +224,7 @@ def make_plan(
         manifest: JSON Lines, CSV or YAML file, see ``read_manifest``.
         output_dir: Folder of the clips; it need not exist.
         model: Name or folder of the model; by default what the rows name.
+        loras: LoRAs that are added to it, each ``[high:|low:]path[:scale]``.
         shard: The part of the manifest to be run; by default all of it.
 
     Returns:
@@ -235,7 +237,7 @@ def make_plan(
     """
     manifest = Path(manifest)
     written = read_manifest(manifest)
-    facts = ModelFacts.read(chosen_model(written, model))
+    facts = ModelFacts.read(chosen_model(written, model), loras=tuple(loras))
     checked = check_rows(written, folder=manifest.parent, model=facts)
     rows = longest_first(checked.rows) if shard is None else shard.choose(checked.rows)
     folder = OutputFolder(Path(output_dir), facts.sha256)
@@ -286,6 +288,7 @@ def _shape(row: BatchRow) -> tuple[float, ...]:
         request.resolved_num_frames,
         request.num_inference_steps,
         request.guidance_scale,
+        request.guidance_scale_2 or 0.0,
         request.last_frame_strength,
     )
 

@@ -10,6 +10,7 @@ under the same paths on all machines. Needs ``pip install pixeldance[ray]``.
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 try:
@@ -21,7 +22,14 @@ except ImportError as error:
 from pixeldance.batch.claims import Claims
 from pixeldance.batch.plan import BatchPlan, Shard, batches, make_plan
 from pixeldance.batch.rows import BatchRow
-from pixeldance.batch.runner import BatchSummary, RunOptions, load_model, prepare, summarize
+from pixeldance.batch.runner import (
+    BatchSummary,
+    RunOptions,
+    check_options,
+    load_model,
+    prepare,
+    summarize,
+)
 from pixeldance.batch.worker import Worker
 from pixeldance.errors import InputError
 
@@ -36,6 +44,7 @@ def run(
     output_dir: str | os.PathLike[str],
     *,
     model: str | None = None,
+    loras: Sequence[str] = (),
     options: RunOptions | None = None,
     shard: Shard | None = None,
     skip_invalid: bool = False,
@@ -47,6 +56,7 @@ def run(
         manifest: See ``pixeldance.batch.run``.
         output_dir: See ``pixeldance.batch.run``.
         model: See ``pixeldance.batch.run``.
+        loras: See ``pixeldance.batch.run``.
         options: How it is run; by default as ``pixeldance.batch.run`` does.
         shard: See ``pixeldance.batch.run``.
         skip_invalid: See ``pixeldance.batch.run``.
@@ -60,7 +70,8 @@ def run(
         InputError: As ``pixeldance.batch.run``.
     """
     options = options or RunOptions()
-    plan = make_plan(manifest, output_dir, model=model, shard=shard)
+    plan = make_plan(manifest, output_dir, model=model, loras=loras, shard=shard)
+    check_options(plan, options)
     plan.check(skip_invalid=skip_invalid, overwrite=options.overwrite)
     return run_plan(plan, options, num_actors=num_actors)
 
@@ -131,7 +142,7 @@ class _Actor:
         self._worker = Worker(
             plan,
             claims,
-            load_model=lambda: load_model(plan, options.device, options.dtype),
+            load_model=lambda: load_model(plan, options, options.device),
             overwrite=options.overwrite,
         )
 

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pixeldance.backbones.facts import ModelFacts
 from pixeldance.batch.manifest import ManifestRow
-from pixeldance.batch.weights import ModelFacts
 from pixeldance.errors import InputError
 from pixeldance.geometry import Size, resolve_frame_index
 from pixeldance.request import GenerationRequest
@@ -49,7 +49,7 @@ class BatchRow:
     def cost(self) -> float:
         """About how much work it is, in pixels times frames times passes through the network."""
         request = self.request
-        passes = request.num_inference_steps * (2 if request.guidance_scale > 1.0 else 1)
+        passes = request.num_inference_steps * (2 if request.is_guided else 1)
         return float(self.num_pixels * (passes + DECODE_STEPS))
 
     @property
@@ -159,6 +159,7 @@ class _Checker:
         given_id = _checked_id(fields.pop("id", None))
         request = GenerationRequest.parse(_with_absolute_paths(fields, self._folder))
         self._check_model(request)
+        self._model.check(request)
         pictures = {role: self._picture_facts(str(path)) for role, path in request.pictures.items()}
         size = self._size(request, pictures)
         content = _content(request, pictures)
@@ -192,9 +193,7 @@ class _Checker:
     def _size(self, request: GenerationRequest, pictures: Mapping[str, _PictureFacts]) -> Size:
         """The size that the model will choose."""
         if request.height is not None and request.width is not None:
-            size = Size(request.height, request.width)
-            self._model.check_size(size)
-            return size
+            return Size(request.height, request.width)
         last = request.resolved_num_frames - 1
         frames = {"first_frame": 0, "last_frame": last} | {
             f"keyframe:{frame}": resolve_frame_index(frame, last + 1) for frame in request.keyframes
@@ -239,8 +238,9 @@ def _picture_facts(path: str) -> _PictureFacts:
 
 def _content(request: GenerationRequest, pictures: Mapping[str, _PictureFacts]) -> dict[str, Any]:
     """All that decides about the frames but the seed and the weights, as JSON values."""
+    excluded = _NOT_CONTENT | ({"guidance_scale_2"} if request.guidance_scale_2 is None else set())
     return {
-        **request.model_dump(mode="json", exclude=_NOT_CONTENT),
+        **request.model_dump(mode="json", exclude=excluded),
         "num_frames": request.resolved_num_frames,
         "pictures": {role: facts.sha256 for role, facts in pictures.items()},
     }

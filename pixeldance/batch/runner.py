@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.batch.claims import Claims
 from pixeldance.batch.folder import RowResult, RowState
 from pixeldance.batch.plan import BatchPlan, Shard, make_plan
@@ -24,6 +25,7 @@ __all__ = [
     "BatchSummary",
     "FailedRow",
     "RunOptions",
+    "check_options",
     "load_model",
     "prepare",
     "run",
@@ -43,16 +45,18 @@ class RunOptions:
         device: ``auto``, ``cpu`` or ``cuda``, see ``load``. Of processes started together, each
             takes a GPU of its own.
         dtype: Number format of the transformer, see ``load``.
+        memory: How much of the device's memory a Wan checkpoint may take, see ``load``.
         batch_size: Most rows of one shape that run together.
         retry_failed: Try rows again that failed earlier.
         overwrite: Make clips again that are there, and replace those of other rows or models.
 
     Raises:
-        InputError: If the batch size is below 1.
+        InputError: If the batch size is below 1, or ``memory`` is unknown.
     """
 
     device: str = "auto"
     dtype: str = "auto"
+    memory: str = "auto"
     batch_size: int = 1
     retry_failed: bool = False
     overwrite: bool = False
@@ -60,6 +64,21 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}. Use 1.")
+        ModelOptions(memory=self.memory)
+
+    def to_load(self, plan: BatchPlan, device: str) -> ModelOptions:
+        """How the model of a plan is loaded.
+
+        Args:
+            plan: The plan; it names the LoRAs.
+            device: Where it goes.
+
+        Returns:
+            The options.
+        """
+        return ModelOptions(
+            device=device, dtype=self.dtype, memory=self.memory, loras=plan.model.loras
+        )
 
 
 class FailedRow(NamedTuple):
@@ -122,6 +141,8 @@ def run(
     model: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    memory: str = "auto",
+    loras: Sequence[str] = (),
     batch_size: int = 1,
     shard: Shard | None = None,
     skip_invalid: bool = False,
@@ -142,6 +163,8 @@ def run(
         model: Name or folder of the model; by default what the rows name.
         device: See ``RunOptions``.
         dtype: See ``RunOptions``.
+        memory: See ``RunOptions``.
+        loras: LoRAs that are added to the model, each ``[high:|low:]path[:scale]``.
         batch_size: See ``RunOptions``.
         shard: The part of the manifest to be run; by default all of it.
         skip_invalid: Write bad rows to ``rejects.jsonl`` and run the others, and not none.
@@ -161,29 +184,41 @@ def run(
     options = RunOptions(
         device=device,
         dtype=dtype,
+        memory=memory,
         batch_size=batch_size,
         retry_failed=retry_failed,
         overwrite=overwrite,
     )
-    plan = make_plan(manifest, output_dir, model=model, shard=shard)
+    plan = make_plan(manifest, output_dir, model=model, loras=loras, shard=shard)
+    check_options(plan, options)
     plan.check(skip_invalid=skip_invalid, overwrite=overwrite)
     return run_plan(plan, options, on_progress=on_progress)
 
 
-def load_model(plan: BatchPlan, device: str, dtype: str) -> "Model":
+def check_options(plan: BatchPlan, options: RunOptions) -> None:
+    """Refuse options that have no effect on the model of a plan.
+
+    Args:
+        plan: The plan.
+        options: How it is run.
+    """
+    options.to_load(plan, options.device).check(plan.model)
+
+
+def load_model(plan: BatchPlan, options: RunOptions, device: str) -> "Model":
     """Load the model of a plan.
 
     Args:
         plan: The plan.
-        device: Where it goes.
-        dtype: Number format of its transformer.
+        options: How it is run.
+        device: Where it goes; of several GPUs, each process gets its own.
 
     Returns:
         The model.
     """
     from pixeldance.api import load
 
-    return load(plan.model.source, device=device, dtype=dtype)
+    return load(plan.model.source, **options.to_load(plan, device).to_load())
 
 
 def run_plan(
@@ -207,7 +242,7 @@ def run_plan(
     """
     start = time.monotonic()
     if load_onto is None:
-        load_onto = partial(load_model, plan, dtype=options.dtype)
+        load_onto = partial(load_model, plan, options)
     plan.folder.make()
     with started_together(options.device) as process, Claims(plan.folder.state) as claims:
         if process.is_main:

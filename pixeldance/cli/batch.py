@@ -1,6 +1,5 @@
 """The command that makes the clips of a manifest: batch."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixeldance.cli.app import JsonOption, command, print_json
-from pixeldance.cli.screen import (
-    FAILED,
-    INTERRUPTED,
-    WRONG_INPUT,
-    TaskProgress,
-    silence_libraries,
-    tell,
+from pixeldance.cli.loading import (
+    DeviceOption,
+    DtypeOption,
+    LoraOption,
+    MemoryOption,
+    is_main,
+    load_model,
 )
+from pixeldance.cli.screen import FAILED, INTERRUPTED, WRONG_INPUT, TaskProgress, tell
 from pixeldance.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def batch(
         str | None,
         typer.Option(help="Name of the model, or a local folder; else what the rows name."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where it runs: auto, cpu, cuda.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Its number format: auto, float32, bfloat16, float16.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
     batch_size: Annotated[
         int, typer.Option(min=1, help="Most rows of one shape that run together.")
     ] = 1,
@@ -78,10 +78,19 @@ def batch(
     pixeldance.batch with the same arguments; job arrays: --shard.
     """
     from pixeldance.batch import Shard, make_plan
-    from pixeldance.batch.runner import RunOptions
+    from pixeldance.batch.runner import RunOptions, check_options
 
     part = None if shard is None else Shard.parse(shard)
-    plan = make_plan(manifest, output_dir, model=model, shard=part)
+    options = RunOptions(
+        device=device,
+        dtype=dtype,
+        memory=memory,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        overwrite=overwrite,
+    )
+    plan = make_plan(manifest, output_dir, model=model, loras=lora, shard=part)
+    check_options(plan, options)
     if status:
         _print_status(plan, as_json=as_json)
         return
@@ -91,13 +100,6 @@ def batch(
         _leave(WRONG_INPUT if plan.rejected and not skip_invalid else 0)
         return
     plan.check(skip_invalid=skip_invalid, overwrite=overwrite)
-    options = RunOptions(
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        retry_failed=retry_failed,
-        overwrite=overwrite,
-    )
     try:
         summary = _run_with_ray(plan, options) if use_ray else _run(plan, options)
     except KeyboardInterrupt:
@@ -118,17 +120,12 @@ def _leave(exit_code: int) -> None:
 
 
 def _run(plan: "BatchPlan", options: "RunOptions") -> "BatchSummary":
-    from pixeldance.batch.runner import load_model, run_plan
+    from pixeldance.batch.runner import run_plan
 
     def load_onto(device: str) -> "Model":
-        if _is_main():
-            tell(f"Loading {plan.model.source}")
-        import pixeldance.api  # noqa: F401 - importing sets what is silenced next
+        return load_model(plan.model.source, **options.to_load(plan, device).to_load())
 
-        silence_libraries()
-        return load_model(plan, device, options.dtype)
-
-    on_progress = _progress() if _is_main() else None
+    on_progress = _progress() if is_main() else None
     return run_plan(plan, options, load_onto=load_onto, on_progress=on_progress)
 
 
@@ -140,16 +137,11 @@ def _run_with_ray(plan: "BatchPlan", options: "RunOptions") -> "BatchSummary":
     return run_plan(plan, options)
 
 
-def _is_main() -> bool:
-    """Whether this process speaks, of several that were started together."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 # ---- what is shown
 
 
 def _tell_rejected(plan: "BatchPlan") -> None:
-    if _is_main():
+    if is_main():
         for row in plan.rejected:
             tell(f"{plan.manifest.name}:{row.line}: {row.reason}")
 
@@ -162,7 +154,7 @@ def _print_plan(plan: "BatchPlan", *, as_json: bool) -> None:
         return
     sizes = "; ".join(f"{count} of {size}" for size, count in plan.sizes.items())
     typer.echo(f"clips   {len(plan.rows)}, {plan.num_pairs} with a first and a last frame")
-    typer.echo(f"model   {plan.model.name}")
+    typer.echo(f"model   {', '.join([plan.model.name, *plan.model.loras])}")
     typer.echo(f"sizes   {sizes or 'none'}")
     typer.echo(f"now     {_counts(plan)}")
     typer.echo(f"time    {estimate(plan).text}")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixeldance.cli.app import JsonOption, OverwriteOption, command, print_json
+from pixeldance.cli.loading import LoraOption, MemoryOption, is_main, load_model
 from pixeldance.cli.options import checked_request, with_request_options
-from pixeldance.cli.screen import FAILED, progress, silence_libraries, tell
+from pixeldance.cli.screen import FAILED, progress, tell
 from pixeldance.errors import CheckpointError, InputError
 from pixeldance.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from pixeldance.api import Clip, Model
+    from pixeldance.api import Clip
 
 __all__ = ["demo", "generate", "info", "models", "rerun"]
 
@@ -33,24 +34,14 @@ def generate(
     contact_sheet: Annotated[
         Path | None, typer.Option(help="Where to write a picture of its frames, ending in .png.")
     ] = None,
-    memory: Annotated[
-        str,
-        typer.Option(
-            help="How much GPU memory a Wan checkpoint may take: auto, 24gb, 12gb or 8gb."
-        ),
-    ] = "auto",
-    lora: Annotated[
-        list[str],
-        typer.Option(
-            metavar="[high:|low:]PATH[:SCALE]", help="LoRA to add; may be given several times."
-        ),
-    ] = [],  # noqa: B006 - typer reads it
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
     parallel: Annotated[
         str | None,
         typer.Option(
-            metavar="context|guidance",
+            metavar="context|tensor|guidance|guidance+tensor",
             help="How the processes that torchrun or accelerate launch started share one clip: by "
-            "its tokens, or one half doing the negative prompt.",
+            "its tokens, by the model's heads and weights, or one half doing the negative prompt.",
         ),
     ] = None,
     step_cache: Annotated[
@@ -72,7 +63,7 @@ def generate(
     _check_launch(parallel)
     options = {"memory": memory, "loras": lora, "parallel": parallel, "step_cache": step_cache}
     files = _generate(request, output, contact_sheet, overwrite=overwrite, options=options)
-    if _is_main():
+    if is_main():
         _print_files(files, as_json=as_json)
 
 
@@ -130,11 +121,14 @@ def rerun(
     model: Annotated[
         str | None, typer.Option(help="Folder of the model, if it is not found by its name.")
     ] = None,
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a clip again from its recipe and say whether its frames are the same.
 
+    A clip that was made with LoRAs needs them again, see `pixeldance info`.
     The exit code is 0 if they are and 1 if they differ.
     """
     from pixeldance.video import check_clip_path, decode_pictures, read_recipe
@@ -149,10 +143,12 @@ def rerun(
     from pixeldance import api
     from pixeldance.backbones.step_cache import recorded_threshold
 
-    loaded = _load(
+    loaded = load_model(
         model or _installed(recorded["name"]),
         device=device,
         dtype=dtype,
+        memory=memory,
+        loras=lora,
         step_cache=recorded_threshold(recorded),
     )
 
@@ -192,35 +188,14 @@ def models(*, as_json: JsonOption = False) -> None:
 # ---- steps of the commands
 
 
-def _is_main() -> bool:
-    """Whether this is the process that reports, among those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _check_launch(parallel: str | None) -> None:
     """Several processes must not make the same clip side by side and write it over each other's."""
     count = os.environ.get("WORLD_SIZE", "1")
     if parallel is None and count != "1":
         raise InputError(
             f"{count} processes were started for one request. Say how they share it with --parallel"
-            " context or --parallel guidance, or start one."
+            " context, tensor or guidance, or start one."
         )
-
-
-def _load(model: str, **options: Any) -> "Model":
-    """Load a model with options of ``api.load``, and tell how it fits into memory."""
-    from pixeldance.models.loading import find_weights
-
-    if _is_main():
-        tell(f"Loading {model}")
-    find_weights(model)  # before torch, which takes seconds to import
-    from pixeldance.api import load
-
-    silence_libraries()
-    loaded = load(model, **options)
-    if loaded.memory_plan is not None and _is_main():
-        tell(f"Memory: {loaded.memory_plan}")
-    return loaded
 
 
 def _generate(
@@ -245,8 +220,8 @@ def _generate(
         check_clip_path(path, overwrite=overwrite)
     for path in sheets:
         check_output_path(path, suffix=".png", overwrite=overwrite)
-    model = _load(request.model, **(options or {}))
-    if not _is_main():  # it computes its share of the clips; the first process saves them
+    model = load_model(request.model, **(options or {}))
+    if not is_main():  # it computes its share of the clips; the first process saves them
         model.generate_many(request, on_step=lambda _: None)
         return []
     with progress() as on_step:

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixeldance.backbones.facts import ModelFacts
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.cli.app import JsonOption, app, command_of, print_json
+from pixeldance.cli.loading import (
+    DeviceOption,
+    DtypeOption,
+    LoraOption,
+    MemoryOption,
+    load_model,
+)
 from pixeldance.cli.options import checked_request, with_request_options
-from pixeldance.cli.screen import FAILED, progress, silence_libraries, tell
+from pixeldance.cli.screen import FAILED, progress, tell
+from pixeldance.request import GenerationRequest
 
 if TYPE_CHECKING:
     from pixeldance.api import Model
@@ -184,15 +194,33 @@ def clean_jobs(
 
 
 @command_of(jobs, "run")
-def run_jobs(*, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+def run_jobs(
+    *,
+    data_dir: DataDirOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
+    model: Annotated[
+        str, typer.Option(help="The model that --lora is for; others are loaded without.")
+    ] = GenerationRequest.model_fields["model"].default,
+    as_json: JsonOption = False,
+) -> None:
     """Make the clips of the queue here and now, until it is empty, and print their paths.
 
     The exit code is 1 if a job failed.
     """
     from pixeldance.jobs import JobState, Worker
+    from pixeldance.jobs.requests import absolute_model
+
+    options = ModelOptions(device=device, dtype=dtype, memory=memory, loras=tuple(lora))
+
+    def load(name: str) -> "Model":
+        facts = ModelFacts.read(name)
+        return load_model(name, **options.of_model(facts, main=absolute_model(model)).to_load())
 
     done: list[Job] = []
-    with _opened(data_dir) as service, Worker(service.store, load_model=_load) as worker:
+    with _opened(data_dir) as service, Worker(service.store, load_model=load) as worker:
         while (job := worker.claim()) is not None:
             tell(f"Job {job.id}: {_short(job.request.get('prompt', ''))}")
             with progress() as on_step:
@@ -216,17 +244,6 @@ def _opened(data_dir: Path | None) -> "Iterator[JobService]":
 
     with JobService(JobStore(data_dir)) as service:
         yield service
-
-
-def _load(name: str) -> "Model":
-    from pixeldance.models.loading import find_weights
-
-    tell(f"Loading {name}")
-    find_weights(name)  # before torch, which takes seconds to import
-    from pixeldance.api import load
-
-    silence_libraries()
-    return load(name)
 
 
 def _fail_if(has_failed: bool) -> None:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.cli.app import command
+from pixeldance.cli.loading import DeviceOption, DtypeOption, LoraOption, MemoryOption
 from pixeldance.cli.screen import tell
 from pixeldance.errors import InputError
 from pixeldance.request import GenerationRequest
@@ -51,12 +53,10 @@ def serve(
     model: Annotated[
         str, typer.Option(help=GenerationRequest.model_fields["model"].description)
     ] = ServerSettings.model,
-    device: Annotated[
-        str, typer.Option(help="What clips are made on: auto, cpu, cuda, ...")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Precision they are made in: auto, float32, bfloat16 or float16.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
     max_upload_mb: Annotated[
         int, typer.Option(min=1, help="Most megabytes of an upload.")
     ] = ServerSettings.max_upload_bytes // 1024**2,
@@ -69,6 +69,7 @@ def serve(
     """Serve the page and the HTTP API until Ctrl-C; clips are made meanwhile.
 
     Prints the address. Jobs are kept: what waits when the server ends is made when it is back.
+    One model is in memory at a time; LoRAs are for --model alone.
     """  # noqa: DOC501 - the help
     folder = Path(model).expanduser()
     settings = ServerSettings(
@@ -76,6 +77,9 @@ def serve(
         token=_token(token or os.environ.get(TOKEN_VARIABLE), host),
         allowed_hosts=tuple(allowed_host or ()),
         model=str(folder.resolve()) if folder.is_dir() else model,
+        model_options=ModelOptions(
+            device=device, dtype=dtype, memory=memory, loras=tuple(lora)
+        ).with_whole_paths(),
         max_upload_bytes=max_upload_mb * 1024**2,
         max_queued=max_queue,
     )
@@ -95,8 +99,6 @@ def serve(
         folder=data_dir,
         port=port,
         has_page=page,
-        device=device,
-        dtype=dtype,
         on_ready=on_ready,
     )
 

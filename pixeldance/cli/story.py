@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pixeldance.backbones.facts import ModelFacts
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.cli.app import JsonOption, OverwriteOption, command, print_json
-from pixeldance.cli.screen import INTERRUPTED, progress, silence_libraries, tell
+from pixeldance.cli.loading import LoraOption, MemoryOption, load_model
+from pixeldance.cli.screen import INTERRUPTED, progress, tell
 from pixeldance.errors import GenerationCancelled
 from pixeldance.request import GenerationRequest
 
@@ -35,6 +38,13 @@ SeedOption = Annotated[int, typer.Option(help="Seed of the film.")]
 FpsOption = Annotated[int, typer.Option(help="Frames per second, 1 to 60.")]
 StepsOption = Annotated[int, typer.Option(help="Sampling steps, 1 to 200.")]
 SideOption = Annotated[int | None, typer.Option(help="In pixels; height and width go together.")]
+GuidanceOption = Annotated[
+    float, typer.Option(help="How strongly the prompt is followed, 1 (off) to 100.")
+]
+SecondGuidanceOption = Annotated[
+    float | None,
+    typer.Option("--guidance-scale-2", help="That of the second expert, for models with two."),
+]
 ModelOption = Annotated[str, typer.Option(help="Name of the model, or a local folder with one.")]
 
 _DEFAULTS = {name: field.default for name, field in GenerationRequest.model_fields.items()}
@@ -48,6 +58,8 @@ def story(
     redo: Annotated[
         list[str], typer.Option(help="A shot to make with another seed; may be repeated.")
     ] = [],  # noqa: B006 - typer's convention, never changed
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
     clips: ClipsOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -65,7 +77,15 @@ def story(
     for name in redo:
         told = redone(told, name)
         tell(f"{name}: seed {told.shots[told.number_of(name)].seed}")
-    _make_film(told, output, clips=clips, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+    _make_film(
+        told,
+        output,
+        ModelOptions(memory=memory, loras=tuple(lora)),
+        clips=clips,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
 
 
 @command
@@ -82,9 +102,13 @@ def loop(
     seed: SeedOption = 0,
     fps: FpsOption = _DEFAULTS["fps"],
     steps: StepsOption = _DEFAULTS["num_inference_steps"],
+    guidance_scale: GuidanceOption = _DEFAULTS["guidance_scale"],
+    guidance_scale_2: SecondGuidanceOption = None,
     height: SideOption = None,
     width: SideOption = None,
     model: ModelOption = _DEFAULTS["model"],
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
     clips: ClipsOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -101,9 +125,24 @@ def loop(
         prompt,
         strength=LOOP_STRENGTH if strength is None else strength,
         duration=duration,
-        **_shared(seed, fps, steps, height, width, model),
+        seed=seed,
+        fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
+        height=height,
+        width=width,
+        model=model,
     )
-    _make_film(told, output, clips=clips, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+    _make_film(
+        told,
+        output,
+        ModelOptions(memory=memory, loras=tuple(lora)),
+        clips=clips,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
 
 
 @command
@@ -118,9 +157,13 @@ def morph(
     seed: SeedOption = 0,
     fps: FpsOption = _DEFAULTS["fps"],
     steps: StepsOption = _DEFAULTS["num_inference_steps"],
+    guidance_scale: GuidanceOption = _DEFAULTS["guidance_scale"],
+    guidance_scale_2: SecondGuidanceOption = None,
     height: SideOption = None,
     width: SideOption = None,
     model: ModelOption = _DEFAULTS["model"],
+    memory: MemoryOption = "auto",
+    lora: LoraOption = [],  # noqa: B006 - typer reads it
     clips: ClipsOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -133,31 +176,33 @@ def morph(
         pictures,
         prompt,
         duration=duration,
-        **_shared(seed, fps, steps, height, width, model),
+        seed=seed,
+        fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
+        height=height,
+        width=width,
+        model=model,
     )
-    _make_film(told, output, clips=clips, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+    _make_film(
+        told,
+        output,
+        ModelOptions(memory=memory, loras=tuple(lora)),
+        clips=clips,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
 
 
 # ---- steps of the commands
 
 
-def _shared(
-    seed: int, fps: int, steps: int, height: int | None, width: int | None, model: str
-) -> dict[str, Any]:
-    """Options of the short commands as fields of a story."""
-    return {
-        "seed": seed,
-        "fps": fps,
-        "num_inference_steps": steps,
-        "height": height,
-        "width": width,
-        "model": model,
-    }
-
-
 def _make_film(
     story: "Story",
     output: Path,
+    options: ModelOptions,
     *,
     clips: Path | None,
     dry_run: bool,
@@ -168,18 +213,16 @@ def _make_film(
     from pixeldance.stories import ClipCache, Target, make_clips, plan_story, write_film
     from pixeldance.video import check_clip_path
 
-    plan = plan_story(story, Target.find(story.model))
+    facts = ModelFacts.read(story.model, loras=options.loras)
+    options.check(facts)
+    plan = plan_story(story, Target.described(facts))
     cache = ClipCache(output.with_suffix(".clips") if clips is None else clips)
     if dry_run:
         _print_plan(plan, cache, as_json=as_json)
         return
     check_clip_path(output, overwrite=overwrite)
     if any(clip.key not in cache for clip in plan.clips):
-        tell(f"Loading {story.model}")
-        from pixeldance.api import load
-
-        silence_libraries()
-        model = load(story.model)
+        model = load_model(story.model, **options.to_load())
         with _kept_on_stop(cache), _progress() as on_event:
             make_clips(plan, cache, model, on_event=on_event)
     recipe = write_film(output, plan, cache, overwrite=overwrite)

@@ -10,6 +10,7 @@ from pixeldance.jobs.errors import (
 from pixeldance.jobs.folders import ClipFiles, default_data_folder
 from pixeldance.jobs.job import FINAL_STATES, Job, JobClip, JobEvent, JobState, Phase, Preview
 from pixeldance.jobs.process import WorkerProcess, WorkerStatus
+from pixeldance.jobs.resident import ResidentModel
 from pixeldance.jobs.service import JobService
 from pixeldance.jobs.storage import Usage
 from pixeldance.jobs.store import JobPage, JobStore
@@ -29,6 +30,7 @@ __all__ = [
     "JobStore",
     "Phase",
     "Preview",
+    "ResidentModel",
     "StorageFullError",
     "UnknownJobError",
     "Usage",

@@ -11,6 +11,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from pixeldance.backbones.facts import ModelFacts
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.jobs.errors import WorkerBusyError
 from pixeldance.jobs.store import JobStore
 from pixeldance.jobs.worker import Worker
@@ -27,15 +29,22 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="The data folder.")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
-    options = parser.parse_args()
+    parser.add_argument("--memory", default="auto", help="auto, 24gb, 12gb or 8gb.")
+    parser.add_argument("--lora", action="append", default=[], help="LoRA of the model.")
+    parser.add_argument("--model", default="", help="The model that LoRAs are for.")
+    given = parser.parse_args()
+    options = ModelOptions(
+        device=given.device, dtype=given.dtype, memory=given.memory, loras=tuple(given.lora)
+    )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
     def load_model(name: str) -> "Model":
         from pixeldance.api import load  # torch takes seconds to import: with the first job
 
-        return load(name, device=options.device, dtype=options.dtype)
+        facts = ModelFacts.read(name)
+        return load(name, **options.of_model(facts, main=given.model).to_load())
 
-    with JobStore(options.data_dir) as store:
+    with JobStore(given.data_dir) as store:
         run_until_told(Worker(store, load_model=load_model, wait=True))
 
 

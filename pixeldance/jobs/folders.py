@@ -92,6 +92,11 @@ class DataFolder:
         return self.path / "worker.log"
 
     @property
+    def resident(self) -> Path:
+        """What the worker says of the model that it has loaded."""
+        return self.path / "resident.json"
+
+    @property
     def live(self) -> Path:
         """Memory that the worker shares with its watchers."""
         return self.path / "live"

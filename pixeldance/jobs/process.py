@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.jobs.folders import DataFolder
+from pixeldance.request import GenerationRequest
 
 __all__ = ["WorkerProcess", "WorkerStatus"]
 
@@ -44,23 +46,24 @@ class WorkerProcess:
 
     Args:
         folder: The data folder.
-        device: Where models are loaded, see ``api.load``.
-        dtype: Their number format, see ``api.load``.
-        command: Starts another worker, which device and dtype do not reach. Its standard input is a
-            pipe that ends with this process.
+        options: How models are loaded.
+        model: The model that their LoRAs are for, by the name that requests give it.
+        command: Starts another worker, which options do not reach. Its standard input is a pipe
+            that ends with this process.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         *,
-        device: str = "auto",
-        dtype: str = "auto",
+        options: ModelOptions | None = None,
+        model: str = GenerationRequest.model_fields["model"].default,
         command: Sequence[str] | None = None,
     ) -> None:
         self._folder = DataFolder(folder)
-        options = ["--data-dir", str(self._folder.path), "--device", device, "--dtype", dtype]
-        self._command = list(command or [sys.executable, "-m", "pixeldance.jobs", *options])
+        own = [sys.executable, "-m", "pixeldance.jobs", f"--data-dir={self._folder.path}"]
+        own += [f"--model={model}", *(options or ModelOptions()).with_whole_paths().arguments()]
+        self._command = list(command or own)
         self._is_closing = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._num_restarts = 0

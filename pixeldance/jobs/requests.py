@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pixeldance.backbones.facts import installed_facts
 from pixeldance.errors import InputError
 from pixeldance.jobs.folders import DataFolder
 from pixeldance.jobs.pictures import StoredPicture
@@ -25,7 +26,7 @@ class StoredRequest:
         known: Records of pictures that are there already, whose names are kept.
 
     Raises:
-        InputError: If a picture cannot be read.
+        InputError: If a picture cannot be read, or the model, where it is here, cannot do it.
     """
 
     def __init__(
@@ -35,6 +36,9 @@ class StoredRequest:
         *,
         known: Iterable[Mapping[str, Any]] = (),
     ) -> None:
+        facts = installed_facts(request.model)
+        if facts is not None:
+            facts.check(request)
         self.request = request
         self.pictures = {
             role: StoredPicture(source, folder) for role, source in request.pictures.items()

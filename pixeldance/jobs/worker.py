@@ -20,6 +20,7 @@ from pixeldance.jobs.live import BoardWriter
 from pixeldance.jobs.locks import WorkerLock
 from pixeldance.jobs.progress import JobProgress, Previews
 from pixeldance.jobs.requests import request_from_json
+from pixeldance.jobs.resident import ResidentModel
 from pixeldance.jobs.results import error_in_words, save_clip
 from pixeldance.jobs.store import JobStore
 
@@ -63,11 +64,13 @@ class Worker:
     def __enter__(self) -> Self:
         self._acquire()
         self._board.clear()
+        ResidentModel.forget(self._store.folder)
         self._store.running.recover()
         self._store.storage.sweep()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        ResidentModel.forget(self._store.folder)
         self._board.close()
         self._lock.release()
 
@@ -200,6 +203,8 @@ class Worker:
         """The model of this name; that of the last job is kept, others make room for it."""
         if self._model is None or self._model[0] != name:
             self._model = None
+            ResidentModel.forget(self._store.folder)
             model = self._load_model(name)
             self._model = (name, model, Previews(model.pipeline.vae))
+            ResidentModel.of(name, model).write(self._store.folder)
         return self._model[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,12 +18,16 @@ from torch import Tensor, nn
 
 from pixeldance import ops
 from pixeldance.models.context import BlockContext, KeysValues
+from pixeldance.ops.reference import rotate
 
 __all__ = ["PixelDanceAttention", "PixelDanceAttnProcessor"]
 
 
 class QKNorm(nn.Module):
     """RMS norm over all heads together, then rotary positions; keeps the dtype under autocast."""
+
+    average: Callable[[Tensor], Tensor] | None = None
+    """Of numbers over the processes, where each of them has a part of the heads."""
 
     def __init__(self, dim: int, heads: int, *, eps: float) -> None:
         super().__init__()
@@ -32,7 +37,12 @@ class QKNorm(nn.Module):
 
     def forward(self, tokens: Tensor, rotary_emb: Tensor | None = None) -> Tensor:
         """``batch tokens dim`` to ``batch tokens heads head_dim``."""
-        return ops.rms_norm_rotate(tokens, self.weight, self.eps, self.heads, rotary_emb)
+        if self.average is None:
+            return ops.rms_norm_rotate(tokens, self.weight, self.eps, self.heads, rotary_emb)
+        mean_square = self.average(tokens.float().square().mean(dim=-1, keepdim=True))
+        normed = tokens.float() * torch.rsqrt(mean_square + self.eps) * self.weight
+        split = normed.to(tokens.dtype).unflatten(-1, (self.heads, -1))
+        return split if rotary_emb is None else rotate(split, rotary_emb)
 
 
 class PixelDanceAttnProcessor:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from pixeldance.errors import CheckpointError
 
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
-"""Weights and configurations; never pickles."""
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
+"""Weights, configurations and the card, which names the licence; never pickles."""
 
 _INDEX_FILE = "model_index.json"
 

@@ -120,7 +120,7 @@ class FastWanAutoencoder:
         """
         self._check_pixels(video)
         num_frames = check_num_frames(video.shape[2], self.temporal_factor)
-        timeline, latents = Timeline(), []
+        timeline, latents = Timeline(video.shape[4] // self.spatial_factor), []
         step = self.latent_frames_at_once * self.temporal_factor
         starts = [0, *range(1 + step - self.temporal_factor, num_frames, step)]
         for start, end in zip(starts, [*starts[1:], num_frames], strict=True):
@@ -164,7 +164,7 @@ class FastWanAutoencoder:
             slots[place] = slot
         if num_frames > len(places):
             pictures = torch.cat([pictures, torch.zeros_like(pictures[:, :, :1])], dim=2)
-        timeline = Timeline()
+        timeline = Timeline(pictures.shape[4] // self.spatial_factor)
         timeline.start_chunk(slots, is_last=True)
         return self._encode(pictures, timeline)
 
@@ -205,7 +205,7 @@ class FastWanAutoencoder:
         return self._decode_chunks(latents)
 
     def _decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
-        timeline = Timeline()
+        timeline = Timeline(latents.shape[4])
         chunks = latents.split(self.latent_frames_at_once, dim=2)
         for number, chunk in enumerate(chunks, start=1):
             timeline.start_chunk(range(chunk.shape[2]), is_last=number == len(chunks))

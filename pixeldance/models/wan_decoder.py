@@ -3,18 +3,18 @@
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from pixeldance.models.wan_layers import (
     causal_conv,
-    conv_pictures,
     mid_block,
     output_head,
     pointwise,
     residual_block,
 )
 from pixeldance.models.wan_timeline import Timeline
+from pixeldance.ops import convolve_frames
 
 __all__ = ["decode_chunk", "join_patches"]
 
@@ -69,8 +69,8 @@ def _upsample(resample: Any, frames: Tensor, timeline: Timeline) -> Tensor:
     """Double height and width, and with a ``time_conv`` the frames after the first."""
     if resample.mode == "upsample3d":
         frames = _double_frames(resample.time_conv, frames, timeline)
-    doubled = repeat(frames, "b t h w c -> b t (h 2) (w 2) c")
-    return conv_pictures(resample.resample[1], doubled, padding=1)
+    kernel = timeline.kernel_of(resample.resample[1], frames, is_doubled=True)
+    return convolve_frames(frames, kernel)
 
 
 def _double_frames(layer: Any, frames: Tensor, timeline: Timeline) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixeldance.models.wan_layers import (
     causal_conv,
-    conv_frames,
+    conv_over_time,
     conv_pictures,
     mid_block,
     output_head,
@@ -84,7 +84,7 @@ def _downsample(resample: Any, frames: Tensor, timeline: Timeline) -> Tensor:
     past = timeline.halving_input(resample.time_conv, frames)
     if first is not None and past.shape[1] == 0:
         return first
-    halved = conv_frames(resample.time_conv, past, stride=2)
+    halved = conv_over_time(resample.time_conv, past, stride=2)
     return halved if first is None else torch.cat([first, halved], dim=1)
 
 

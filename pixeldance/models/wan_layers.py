@@ -8,14 +8,16 @@ References:
     diffusers, models/autoencoders/autoencoder_kl_wan.py (the network, key for key).
 """
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixeldance import ops
 from pixeldance.models.wan_timeline import PAST, Timeline
-from pixeldance.ops import rms_norm_silu
+from pixeldance.ops import convolve_frames, rms_norm_silu
 
 NORM_EPS = 1.0e-12
 """Smallest norm that is divided by, that of ``torch.nn.functional.normalize``."""
@@ -23,11 +25,23 @@ CACHE_VALUES = 2**18
 """Values normalised at a time on a CPU, so that the passes over them stay in its cache."""
 
 
-def conv_frames(layer: nn.Conv3d, frames: Tensor, *, stride: int = 1) -> Tensor:
-    """Convolve over time without padding, over height and width with the layer's.
+class Shortcut(NamedTuple):
+    """Frames that pass by some layers.
+
+    Attributes:
+        frames: The distinct ones.
+        slots: For every frame of the clip, which of them it equals.
+    """
+
+    frames: Tensor
+    slots: Sequence[int]
+
+
+def conv_over_time(layer: nn.Conv3d, frames: Tensor, *, stride: int = 1) -> Tensor:
+    """Convolve over frames only, without padding.
 
     Args:
-        layer: A causal convolution; its own padding is ignored.
+        layer: The convolution; its own padding is ignored.
         frames: Input with the past it looks back at. A past of zeros may be left out if there is
             a single frame: then only the part of the kernel that sees that frame is used.
         stride: Step over time.
@@ -35,10 +49,9 @@ def conv_frames(layer: nn.Conv3d, frames: Tensor, *, stride: int = 1) -> Tensor:
     Returns:
         The result, channels last.
     """
-    side = layer.kernel_size[1] // 2
     video = frames.permute(0, 4, 1, 2, 3)
     weight = layer.weight[:, :, -1:] if video.shape[2] == 1 else layer.weight
-    video = F.conv3d(video, weight, layer.bias, stride=(stride, 1, 1), padding=(0, side, side))
+    video = F.conv3d(video, weight, layer.bias, stride=(stride, 1, 1))
     return video.permute(0, 2, 3, 4, 1).contiguous()
 
 
@@ -95,11 +108,20 @@ def causal_conv(layer: nn.Conv3d, frames: Tensor, timeline: Timeline) -> Tensor:
     """A convolution over three frames, this one and the two before."""
     room = timeline.room_for(layer, frames)
     room[:, PAST:] = frames
-    return conv_frames(layer, timeline.causal_input(layer, room))
+    window = timeline.causal_input(layer, room)
+    if layer.kernel_size[1] == 1:
+        return conv_over_time(layer, window)
+    return convolve_frames(window, timeline.kernel_of(layer, window))
 
 
-def norm_silu_conv(norm: nn.Module, layer: nn.Conv3d, frames: Tensor, timeline: Timeline) -> Tensor:
-    """Norm and SiLU, written where the convolution over three frames reads them."""
+def norm_silu_conv(
+    norm: nn.Module,
+    layer: nn.Conv3d,
+    frames: Tensor,
+    timeline: Timeline,
+    shortcut: Shortcut | None = None,
+) -> Tensor:
+    """Norm, SiLU and a convolution over three frames, to which a shortcut may be added."""
     room = timeline.room_for(layer, frames)
     weight = cast("Tensor", norm.gamma).flatten()
     for clip, target in zip(frames, room[:, PAST:], strict=True):
@@ -107,17 +129,21 @@ def norm_silu_conv(norm: nn.Module, layer: nn.Conv3d, frames: Tensor, timeline: 
         portion = max(CACHE_VALUES // cells.shape[1], 1) if cells.is_cpu else len(cells)
         for some, place in zip(cells.split(portion), places.split(portion), strict=True):
             rms_norm_silu(some, weight, NORM_EPS, out=place)
-    return conv_frames(layer, timeline.causal_input(layer, room))
+    window = timeline.causal_input(layer, room)
+    residual = None
+    if shortcut is not None:
+        count = max(window.shape[1] - PAST, 1)
+        residual = timeline.aligned(shortcut.frames, shortcut.slots, count)
+    return convolve_frames(window, timeline.kernel_of(layer, window), residual)
 
 
 def residual_block(block: Any, frames: Tensor, timeline: Timeline) -> Tensor:
     """A ``WanResidualBlock``."""
-    slots = timeline.slots
     is_same = isinstance(block.conv_shortcut, nn.Identity)
-    shortcut = frames if is_same else pointwise(block.conv_shortcut, frames)
+    passed = frames if is_same else pointwise(block.conv_shortcut, frames)
+    shortcut = Shortcut(passed, timeline.slots)
     hidden = norm_silu_conv(block.norm1, block.conv1, frames, timeline)
-    hidden = norm_silu_conv(block.norm2, block.conv2, hidden, timeline)
-    return hidden.add_(timeline.aligned(shortcut, slots, hidden.shape[1]))
+    return norm_silu_conv(block.norm2, block.conv2, hidden, timeline, shortcut)
 
 
 def attention_block(block: Any, frames: Tensor) -> Tensor:
@@ -125,7 +151,7 @@ def attention_block(block: Any, frames: Tensor) -> Tensor:
     batch, num_frames, height, width, channels = frames.shape
     cells = rms_norm(block.norm, frames).view(batch * num_frames, 1, height * width, channels)
     query, key, value = pointwise(block.to_qkv, cells).chunk(3, dim=-1)
-    attended = F.scaled_dot_product_attention(query, key, value)
+    attended = ops.attention(*(part.transpose(1, 2) for part in (query, key, value)))
     return frames + pointwise(block.proj, attended).view_as(frames)
 
 

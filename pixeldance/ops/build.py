@@ -1,4 +1,4 @@
-"""Builds the native operations in ``csrc``, in about two seconds, once per machine.
+"""Builds the native operations in ``csrc``, in about six seconds, once per machine.
 
 The library has a plain C interface and includes none of PyTorch's headers: with them (through
 ``torch.utils.cpp_extension``) the same code takes half a minute to build and needs ninja. It runs

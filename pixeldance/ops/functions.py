@@ -1,21 +1,28 @@
-"""The operations: native where that is possible and needs no gradients, else in PyTorch."""
+"""The operations: native or Triton where that can be and needs no gradients, else in PyTorch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pixeldance.errors import InputError
 from pixeldance.ops import reference
-from pixeldance.ops.native import NativeOps
+from pixeldance.ops.kernels import FrameKernel
 from pixeldance.ops.tiers import active_tier
+
+if TYPE_CHECKING:
+    from pixeldance.ops.cuda import TritonOps
+    from pixeldance.ops.native import NativeOps
 
 __all__ = [
     "attention",
+    "convolve_frames",
     "gated_residual",
     "gelu_linear",
     "gelu_tanh",
@@ -124,7 +131,37 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
     Returns:
         ``batch tokens heads head_dim``.
     """
+    if _is_intercepted():
+        return reference.attention(query, key, value, bias)
     return _compute("attention", query, key, value, bias)
+
+
+def convolve_frames(cells: Tensor, kernel: FrameKernel, residual: Tensor | None = None) -> Tensor:
+    """Convolve over 3 x 3 cells, zeros around every picture, and over one or three frames.
+
+    The native operations compute it by Winograd's algorithm F(2x2, 3x3) (arXiv 1509.09308) with
+    less than half of the products; in bfloat16 cells and weights are then rounded once more.
+
+    Args:
+        cells: Channels last, ``batch frames height width in_channels``: for every frame of the
+            result also those before it that the kernel sees. A single frame is the first of its
+            clip, and the zeros before it are left out.
+        kernel: The weights.
+        residual: Added to the result, or None.
+
+    Returns:
+        ``batch frames height width out_channels``; height and width are those of ``cells``, or
+        twice those if the kernel doubles them.
+    """
+    arguments = cells, kernel.weight, kernel.bias, residual
+    library = None if _is_intercepted() else _library_for(arguments)
+    fused = getattr(library, "convolve_frames", None)
+    result: Tensor | None = None if fused is None else fused(cells, kernel, residual)
+    if result is None:
+        result = reference.convolve_frames(
+            cells, kernel.weight, kernel.bias, residual, kernel.is_doubled
+        )
+    return result
 
 
 def rms_norm_silu(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
@@ -152,27 +189,27 @@ def rms_norm_silu(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None =
 
 
 def _compute(name: str, *arguments: Any) -> Tensor:
-    native = _native_ops(arguments)
-    result: Tensor | None = None if native is None else getattr(native, name)(*arguments)
+    fused = getattr(_library_for(arguments), name, None)
+    result: Tensor | None = None if fused is None else fused(*arguments)
     if result is None:
         result = getattr(reference, name)(*arguments)
     return result
 
 
-def _native_ops(arguments: tuple[Any, ...]) -> NativeOps | None:
-    """The native operations, if nobody else wants to see what happens to these tensors."""
-    if torch.compiler.is_compiling():
+def _library_for(arguments: tuple[Any, ...]) -> NativeOps | TritonOps | None:
+    """What computes these tensors, if nobody else wants to see what happens to them."""
+    if torch.compiler.is_compiling():  # which fuses the reference
         return None
     tensors = [value for value in arguments if isinstance(value, Tensor)]
     if not all(map(_is_plain, tensors)) or _is_recorded(tensors):
         return None
-    return active_tier().library
+    device, *others = {tensor.device for tensor in tensors}
+    return None if others else active_tier(device.type).library
 
 
 def _is_plain(tensor: Tensor) -> bool:
     return (
         type(tensor) in {Tensor, nn.Parameter}
-        and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
         and tensor.numel() > 0
         and not tensor.is_neg()
@@ -190,6 +227,16 @@ def _is_recorded(tensors: list[Tensor]) -> bool:
     )
 
 
+def _is_intercepted() -> bool:
+    """Whether a mode replaces functions of PyTorch, as that of ``parallel.share_rows`` does.
+
+    The default device is such a mode too, but only places new tensors.
+    """
+    return not torch.compiler.is_compiling() and any(
+        not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
+    )
+
+
 def _can_fuse(x: Tensor, linear: nn.Module) -> bool:
     if torch.compiler.is_compiling() or type(linear) is not nn.Linear:
         return False
@@ -197,6 +244,7 @@ def _can_fuse(x: Tensor, linear: nn.Module) -> bool:
     tensors = [x, linear.weight, *([] if linear.bias is None else [linear.bias])]
     return (
         not has_hooks
+        and all(tensor.is_cpu for tensor in tensors)
         and torch._C._get_mkldnn_enabled()
         and not torch.is_autocast_enabled("cpu")
         and x.dtype in {torch.float32, torch.bfloat16}

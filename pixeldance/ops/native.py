@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NativeOps"]
+from pixeldance.ops.kernels import FrameKernel
+
+__all__ = ["NativeOps", "row_runs"]
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 MAX_HEAD_DIM = 256  # as in csrc/attention.h
+LANES = 16  # numbers in a vector
 
 _INT = ctypes.c_int64
 _POINTER = ctypes.c_void_p
 _REAL = ctypes.c_double
-_THREADS = ctypes.c_int
+_SIZES = ctypes.POINTER(_INT)
+_THREADS = _FLAG = ctypes.c_int
 
 _SIGNATURES = {
     "layer_norm": (
@@ -42,9 +46,15 @@ _SIGNATURES = {
     "rms_norm_silu": (_POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT, _REAL, _THREADS),
     "attention": (
         *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
-        *(ctypes.POINTER(_INT), ctypes.POINTER(_INT), _REAL, _THREADS),
+        *(_SIZES, _SIZES, _REAL, _THREADS),
+    ),
+    "pack_weight": (_POINTER, _SIZES, _FLAG, _POINTER),
+    "convolve_frames": (
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
+        *(_SIZES, _FLAG, _THREADS),
     ),
 }
+_RETURN_WORDS = {"attention", "pack_weight", "convolve_frames"}  # of memory to be given
 
 
 class NativeOps:
@@ -54,7 +64,7 @@ class NativeOps:
         library: Its path.
         instructions: What it was built for.
         has_amx: Whether the processor has tile registers for bfloat16. PyTorch uses them for
-            attention and is then faster than these functions, which do not.
+            attention and convolutions and is then faster than these functions, which do not.
     """
 
     def __init__(self, library: Path, instructions: Iterable[str], *, has_amx: bool) -> None:
@@ -64,11 +74,11 @@ class NativeOps:
         loaded = ctypes.CDLL(str(library))
         for name, arguments in _SIGNATURES.items():
             for dtype, suffix in SUFFIXES.items():
-                # Attention in bfloat16 is there only if the processor multiplies it.
+                # Products of bfloat16 are there only if the processor multiplies it.
                 function = getattr(loaded, f"{name}_{suffix}", None)
                 if function is not None:
                     function.argtypes = arguments
-                    function.restype = _INT if name == "attention" else None
+                    function.restype = _INT if name in _RETURN_WORDS else None
                     self._functions[name, dtype] = function
 
     def layer_norm(self, tokens: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor | None:
@@ -152,7 +162,7 @@ class NativeOps:
     def rms_norm_silu(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor | None:
         """See :func:`pixeldance.ops.rms_norm_silu`."""
         function = self._functions.get(("rms_norm_silu", x.dtype))
-        runs = _runs(out)
+        runs = row_runs(out)
         if function is None or runs is None:
             return None
         x, weight = x.contiguous(), weight.float().contiguous()
@@ -161,6 +171,47 @@ class NativeOps:
             *(*runs, x.shape[-1], eps, torch.get_num_threads()),
         )
         return out
+
+    def convolve_frames(
+        self, cells: Tensor, kernel: FrameKernel, residual: Tensor | None
+    ) -> Tensor | None:
+        """See :func:`pixeldance.ops.convolve_frames`."""
+        function = self._functions.get(("convolve_frames", cells.dtype))
+        out_channels, in_channels, weight_frames = kernel.weight.shape[:3]
+        needs_pytorch = self._has_amx or kernel.is_exact or in_channels < LANES
+        if function is None or (cells.dtype == torch.bfloat16 and needs_pytorch):
+            return None
+        if kernel.weight.dtype != cells.dtype or cells.shape[-1] != in_channels:
+            return None
+        batch, in_frames, height, width, _ = cells.shape
+        taps = min(weight_frames, in_frames)
+        frames, side = in_frames - taps + 1, 1 + kernel.is_doubled
+        shape = (batch, frames, side * height, side * width, out_channels)
+        if residual is not None:
+            if (residual.dtype, residual.shape) != (cells.dtype, shape):
+                return None
+            residual = residual.contiguous()
+        packed, cells = self._packed_weight(kernel), cells.contiguous()
+        bias = None if kernel.bias is None else kernel.bias.float().contiguous()
+        out, threads = cells.new_empty(shape), torch.get_num_threads()
+        pointers = [0 if t is None else t.data_ptr() for t in (packed, bias, cells, residual, out)]
+        sizes = (in_channels, out_channels, weight_frames, batch, frames, height, width, taps)
+        rest: tuple[Any, ...] = ((_INT * 8)(*sizes), kernel.is_doubled, threads)
+        num_words = function(*pointers, None, *rest)
+        scratch = torch.empty(threads * num_words, dtype=torch.int32)
+        function(*pointers, scratch.data_ptr(), *rest)
+        return out
+
+    def _packed_weight(self, kernel: FrameKernel) -> Tensor:
+        if kernel.packed is None:
+            weight = kernel.weight.permute(0, 2, 3, 4, 1).contiguous()
+            function = self._functions["pack_weight", weight.dtype]
+            sizes = (_INT * 3)(weight.shape[-1], *weight.shape[:2])
+            num_words = function(weight.data_ptr(), sizes, kernel.is_doubled, None)
+            packed = torch.empty(num_words, dtype=torch.int32)
+            function(weight.data_ptr(), sizes, kernel.is_doubled, packed.data_ptr())
+            kernel.packed = packed
+        return kernel.packed
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
@@ -203,7 +254,7 @@ def _spread(vectors: Tensor, tokens: Tensor) -> Tensor:
     return vectors.expand(tokens.shape)
 
 
-def _runs(out: Tensor) -> tuple[int, int] | None:
+def row_runs(out: Tensor) -> tuple[int, int] | None:
     """How many rows of ``out`` follow one another, and how far such runs are apart.
 
     None if its rows are not at regular places.

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 
 __all__ = [
     "attention",
+    "convolve_frames",
     "gated_residual",
     "gelu_tanh",
     "layer_norm",
@@ -80,3 +82,21 @@ def rms_norm_silu(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
     """``silu(x / max(|x|, eps) * sqrt(channels) * weight)`` over the last axis, into ``out``."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(eps)
     return out.copy_(F.silu(x * (x.shape[-1] ** 0.5 / norm) * weight))
+
+
+def convolve_frames(
+    cells: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, doubled: bool
+) -> Tensor:
+    """Convolve over 3 x 3 cells and one or three frames, channels last, and add ``residual``."""
+    if doubled:
+        cells = repeat(cells, "b t h w c -> b t (h 2) (w 2) c")
+    if cells.shape[1] == 1:
+        weight = weight[:, :, -1:]
+    if weight.shape[2] == 1:
+        pictures = cells.flatten(0, 1).permute(0, 3, 1, 2)
+        pictures = F.conv2d(pictures, weight.squeeze(2), bias, padding=1)
+        frames: Tensor = pictures.permute(0, 2, 3, 1).contiguous().unflatten(0, cells.shape[:2])
+    else:
+        video = F.conv3d(cells.permute(0, 4, 1, 2, 3), weight, bias, padding=(0, 1, 1))
+        frames = video.permute(0, 2, 3, 4, 1).contiguous()
+    return frames if residual is None else frames.add_(residual)

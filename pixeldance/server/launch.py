@@ -17,9 +17,11 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pixeldance.backbones.facts import installed_facts
 from pixeldance.errors import PixelDanceError
 from pixeldance.jobs import JobService, JobStore, WorkerProcess
 from pixeldance.jobs.locks import WorkerLock
+from pixeldance.jobs.requests import absolute_model
 from pixeldance.server.app import create_app
 from pixeldance.server.settings import ServerSettings
 
@@ -44,8 +46,6 @@ def serve(
     folder: str | os.PathLike[str] | None = None,
     port: int | None = None,
     has_page: bool = True,
-    device: str = "auto",
-    dtype: str = "auto",
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
     """Run the server with a worker until it is told to end by Ctrl-C or SIGTERM.
@@ -58,20 +58,26 @@ def serve(
         folder: The data folder; by default ``jobs.default_data_folder()``.
         port: Port to listen at, 0 for any; by default the first that is free from 7860.
         has_page: Whether there is a page, or the API alone.
-        device: What clips are made on, such as "cpu" or "cuda".
-        dtype: Precision that they are made in, such as "float32".
         on_ready: Called with the address of the page, and the token in it, once it is there.
 
     Raises:
         PixelDanceError: If the data folder or the port cannot be used.
+        InputError: If options of the model have no effect on it.
     """
+    facts = installed_facts(settings.model)
+    if facts is not None:
+        settings.model_options.check(facts)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminable())
         listener = stack.enter_context(listening_socket(settings.host, port))
         service = stack.enter_context(JobService(JobStore(folder)))
         data = service.store.folder.path
         stack.enter_context(_scratch(data / "tmp"))
-        worker = stack.enter_context(WorkerProcess(data, device=device, dtype=dtype))
+        worker = stack.enter_context(
+            WorkerProcess(
+                data, options=settings.model_options, model=absolute_model(settings.model)
+            )
+        )
         app = create_app(service, settings, worker=worker, has_page=has_page)
         address = _address(settings, listener)
         HttpServer(app, on_ready=lambda: on_ready(address) if on_ready else None).run([listener])

@@ -118,26 +118,31 @@ def _connect(page: gr.Blocks, parts: PageParts, handlers: Handlers) -> None:
     widgets = parts.widgets
     values = list(widgets.values())
     form = [parts.pictures, *values]
-    hints = [parts.wells, parts.keyframes, parts.summary, widgets["last_frame_strength"]]
+    hints = [parts.wells, parts.keyframes, parts.summary]
+    shown = [*hints, widgets["last_frame_strength"], widgets["guidance_scale_2"]]
     editing = [parts.view, parts.message, parts.generate]
     views = [parts.seen, parts.stop, parts.timer, *parts.panels.values()]
 
     def look_again(event: Any) -> None:
         event.then(handlers.refresh, [parts.view, parts.seen], views, **quiet)
 
-    page.load(handlers.load, [parts.pictures, parts.draft], [*values, *hints[:-1]], **raw)
+    page.load(handlers.load, [parts.pictures, parts.draft], [*values, *hints], **raw)
     page.load(handlers.refresh, [parts.view, parts.seen], views, **quiet)
     parts.timer.tick(
         handlers.refresh, [parts.view, parts.seen], views, trigger_mode="once", **quiet
     )
 
     changes = [widget.change for widget in values]
-    gr.on(changes, handlers.hints, form, hints, trigger_mode="always_last", **raw)
+    gr.on(changes, handlers.hints, form, shown, trigger_mode="always_last", **raw)
     gr.on(changes, None, values, parts.draft, js="(...values) => [values]", **quiet)
 
     sampling = [widgets["num_inference_steps"], widgets["guidance_scale"]]
-    gr.on([one.change for one in sampling], handlers.show_preset, sampling, parts.preset, **raw)
-    parts.preset.input(handlers.take_preset, parts.preset, sampling, **raw)
+    model = widgets["model"]
+    chosen = [*sampling, model]
+    gr.on([one.change for one in chosen], handlers.show_preset, chosen, parts.preset, **raw)
+    parts.preset.input(handlers.take_preset, [parts.preset, model], sampling, **raw)
+    advised = [*sampling, widgets["guidance_scale_2"], widgets["fps"], widgets["duration"]]
+    model.input(handlers.take_model, model, advised, **raw)
     seed = [widgets["seed"], widgets["is_seed_locked"]]
     parts.dice.click(handlers.roll_dice, None, seed, **quiet)
     widgets["seed"].input(lambda: True, None, widgets["is_seed_locked"], **quiet)
@@ -154,7 +159,7 @@ def _connect(page: gr.Blocks, parts: PageParts, handlers: Handlers) -> None:
             [parts.pictures, parts.view, *values],
             [parts.pictures, *editing, *values],
             **raw,
-        ).then(handlers.hints, form, hints, **raw)
+        ).then(handlers.hints, form, shown, **raw)
         look_again(panel.act(handlers.act, None, None, **quiet))
         look_again(panel.show(handlers.show, parts.view, parts.view, **quiet))
     look_again(
@@ -180,7 +185,7 @@ def _connect(page: gr.Blocks, parts: PageParts, handlers: Handlers) -> None:
         [parts.pad.result, parts.pictures],
         [parts.pictures, parts.message, parts.pad_area, widgets["is_loop"]],
         **raw,
-    ).then(handlers.hints, form, hints, **raw)
+    ).then(handlers.hints, form, shown, **raw)
 
 
 def _read(name: str) -> str:

@@ -1,8 +1,9 @@
 """How a server is run: its address, who may use it and how much it takes."""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.errors import InputError
 from pixeldance.request import GenerationRequest
 
@@ -23,6 +24,7 @@ class ServerSettings:
         token: Whoever has it may use the server; None lets everybody in who can reach it.
         allowed_hosts: Further names by which the server may be addressed, such as that of a proxy.
         model: Name or folder of the model of requests that name none.
+        model_options: How models are loaded; its LoRAs are for that one.
         max_upload_bytes: Most bytes of a form or a file that is uploaded.
         max_json_bytes: Most bytes of any other body.
         max_pixels: Most pixels of all pictures of a request together.
@@ -38,6 +40,7 @@ class ServerSettings:
     token: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     model: str = GenerationRequest.model_fields["model"].default
+    model_options: ModelOptions = field(default_factory=ModelOptions)
     max_upload_bytes: int = 30 * 1024**2
     max_json_bytes: int = 8 * 1024**2
     max_pixels: int = 64_000_000
@@ -59,6 +62,17 @@ class ServerSettings:
                 f"A token must have at least {MIN_TOKEN_LENGTH} characters, and only letters, "
                 "digits and -._~. Leave it out to have one made."
             )
+
+    def loras_of(self, model: str) -> tuple[str, ...]:
+        """The LoRAs that are added to a model.
+
+        Args:
+            model: As requests name it.
+
+        Returns:
+            LoRAs; none for another model than the server's own.
+        """
+        return self.model_options.loras if model == self.model else ()
 
     @staticmethod
     def _is_fit(token: str) -> bool:

@@ -12,16 +12,15 @@ from. So after a change exactly those clips have new keys that must be made agai
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pixeldance.errors import CheckpointError, InputError
+from pixeldance.backbones.facts import Abilities, ModelFacts
+from pixeldance.errors import InputError
 from pixeldance.geometry import TEMPORAL_FACTOR, Size, fit_picture, latent_slot, resolve_size
-from pixeldance.models.loading import find_weights, weights_sha256
 from pixeldance.pictures import load_picture, picture_sha256
-from pixeldance.request import DEFAULT_PIXEL_BUDGET, GenerationRequest
+from pixeldance.request import GenerationRequest
 from pixeldance.stories.story import Shot, Story
 
 if TYPE_CHECKING:
@@ -44,12 +43,14 @@ class Target:
         sha256: Fingerprint of its weights.
         pixel_budget: Height times width to aim at where a story gives no size.
         size_multiple: Height and width are multiples of this many pixels.
+        abilities: What of a story it can follow.
     """
 
     name: str
     sha256: str
     pixel_budget: int
     size_multiple: int
+    abilities: Abilities = field(default_factory=Abilities)
 
     @classmethod
     def of(cls, model: "Model") -> "Target":
@@ -61,37 +62,41 @@ class Target:
         Returns:
             Its facts.
         """
-        pipeline = model.pipeline
-        budget = pipeline.config.pixel_budget or DEFAULT_PIXEL_BUDGET
-        return cls(model.name, model.sha256, budget, pipeline.size_multiple)
+        backbone = model.pipeline.backbone
+        return cls(
+            model.name,
+            model.sha256,
+            backbone.pixel_budget,
+            backbone.size_multiple,
+            backbone.abilities,
+        )
 
     @classmethod
-    def find(cls, model: str) -> "Target":
+    def find(cls, model: str, *, loras: Sequence[str] = ()) -> "Target":
         """The facts of a model that is not loaded, from its folder.
 
         Args:
-            model: Its name or folder.
+            model: Its name, folder or hub id.
+            loras: LoRAs that are added to it, each ``[high:|low:]path[:scale]``.
 
         Returns:
-            Its facts.
-
-        Raises:
-            CheckpointError: If there is no such model, or its configuration is damaged.
+            Its facts. A missing or damaged model is a ``CheckpointError``.
         """
-        folder = find_weights(model)
-        try:
-            index, transformer, vae = (
-                json.loads((folder / name).read_text(encoding="utf-8"))
-                for name in ("model_index.json", "transformer/config.json", "vae/config.json")
-            )
-            multiple = int(vae["scale_factor_spatial"]) * max(transformer["patch_size"][1:])
-            budget = int(index.get("pixel_budget") or DEFAULT_PIXEL_BUDGET)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"The configuration of {model!r} is damaged ({error}). Fetch its files again."
-            ) from error
-        name = folder.resolve().name if Path(model).expanduser().is_dir() else Path(model).name
-        return cls(name, weights_sha256(folder), budget, multiple)
+        return cls.described(ModelFacts.read(model, loras=tuple(loras)))
+
+    @classmethod
+    def described(cls, facts: ModelFacts) -> "Target":
+        """The facts of a model whose configuration has been read.
+
+        Args:
+            facts: What it says.
+
+        Returns:
+            What a plan needs of it.
+        """
+        return cls(
+            facts.name, facts.sha256, facts.pixel_budget, facts.size_multiple, facts.abilities
+        )
 
 
 class Anchor(NamedTuple):
@@ -210,8 +215,10 @@ def plan_story(story: Story, target: Target) -> StoryPlan:
         The plan.
 
     Raises:
-        InputError: If a picture cannot be read, or the pictures of a clip are too near each other.
+        InputError: If a picture cannot be read, the pictures of a clip are too near each other, or
+            the model cannot do what the story asks for.
     """
+    target.abilities.check(has_pictures=False, guidance_scale_2=story.guidance_scale_2)
     size = _size(story, target)
     pictures: dict[str, Image] = {}
     roles: dict[tuple[int, str], str] = {}
@@ -368,6 +375,8 @@ class _Planner:
             fit="cover",
             focus=(0.5, 0.5),
         )
+        has_pictures = bool(placed) or last_frame is not None or window > 0
+        self._target.abilities.check(has_pictures=has_pictures, guidance_scale_2=None)
         clip = PlannedClip(
             key="",
             request=request,

@@ -47,7 +47,7 @@ _MOMENT = re.compile(r"(-?[0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
 _DEFAULTS = {name: field.default for name, field in GenerationRequest.model_fields.items()}
 _OF_CLIPS = (
     *("model", "negative_prompt", "aspect_ratio", "height", "width", "fit", "focus", "fps"),
-    *("num_inference_steps", "guidance_scale"),
+    *("num_inference_steps", "guidance_scale", "guidance_scale_2"),
 )
 """Fields of the story that each of its clips gets unchanged."""
 
@@ -276,6 +276,9 @@ class Story(Description):
     )
     guidance_scale: _Number = Field(
         default=_DEFAULTS["guidance_scale"], description="How strongly prompts are followed."
+    )
+    guidance_scale_2: _Number | None = Field(
+        default=None, description="That of the second expert, for models with two."
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import picture, seeded
+from tiny_wan import write_lora
 from typer.testing import CliRunner
 
 from pixeldance import api
@@ -49,34 +50,6 @@ def latents_of(pipeline: PixelDancePipeline) -> torch.Tensor:
 
 
 # ---- LoRAs
-
-LAYERS = {
-    f"{ours}.{layer}": f"{theirs}.{name}"
-    for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
-    for layer, name in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
-} | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
-WIDTHS = {"ffn.net.0.proj": (24, 32), "ffn.net.2": (32, 24)}
-
-
-def write_lora(path: Path, style: str) -> Path:
-    """The same LoRA of rank 2, as three programs name it."""
-    weights, generator = {}, seeded(9)
-    for block in range(2):
-        for layer, original in LAYERS.items():
-            inputs, outputs = WIDTHS.get(layer, (24, 24))
-            down = torch.randn(2, inputs, generator=generator)
-            up = torch.randn(outputs, 2, generator=generator)
-            if style == "diffusers":
-                names = [f"transformer.blocks.{block}.{layer}.lora_{side}" for side in "AB"]
-            elif style == "original":
-                names = [f"diffusion_model.blocks.{block}.{original}.lora_{side}" for side in "AB"]
-            else:
-                flat = f"lora_unet_blocks_{block}_{original.replace('.', '_')}"
-                names = [f"{flat}.lora_{side}" for side in ("down", "up")]
-                weights[f"{flat}.alpha"] = torch.tensor(2.0)
-            weights[f"{names[0]}.weight"], weights[f"{names[1]}.weight"] = down, up
-    save_file(weights, path)
-    return path
 
 
 @pytest.mark.parametrize("style", ["diffusers", "original", "kohya"])

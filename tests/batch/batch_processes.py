@@ -52,7 +52,7 @@ def _work(
     os.environ |= {name: str(value) for name, value in environment.items()}
 
     def load_onto(device: str) -> Any:
-        return _LoggingModel(load_model(plan, device, "float32"), log)
+        return _LoggingModel(load_model(plan, RunOptions(dtype="float32"), device), log)
 
     try:
         plan = make_plan(manifest, output_dir, model=str(model))

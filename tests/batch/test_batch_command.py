@@ -15,7 +15,7 @@ from pixeldance.cli import app
 def command(
     tmp_path: Path, tiny_folder: Path, model: CountingModel, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    monkeypatch.setattr("pixeldance.batch.runner.load_model", model)
+    monkeypatch.setattr("pixeldance.cli.batch.load_model", lambda name, **options: model(options))
     out = str(tmp_path / "out")
 
     def invoke(*options: str) -> Result:

@@ -9,9 +9,9 @@ from batch_helpers import write_manifest
 from tiny import picture
 
 from pixeldance.api import Model
+from pixeldance.backbones.facts import ModelFacts
 from pixeldance.batch import BatchPlan, BatchRow, estimate, make_plan
 from pixeldance.batch.plan import Shard, batches
-from pixeldance.batch.weights import ModelFacts
 from pixeldance.errors import InputError
 from pixeldance.geometry import Size
 

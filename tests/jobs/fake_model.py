@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ class FakeClip:
 
 class FakeModel:
     """Waits for every step; its clips show their seed."""
+
+    facts: ClassVar = {"name": "fake"}
+    memory_plan = None
 
     def __init__(
         self, seconds_per_step: float = 0.0, log: Callable[[int], object] | None = None

@@ -32,8 +32,8 @@ class FilmModel:
     ) -> None:
         target = Target.find(DEFAULT_MODEL)
         self.name, self.sha256 = target.name, target.sha256
-        config = SimpleNamespace(pixel_budget=target.pixel_budget)
-        self.pipeline = SimpleNamespace(vae=None, config=config, size_multiple=target.size_multiple)
+        self.facts, self.memory_plan = {"name": target.name}, None
+        self.pipeline = SimpleNamespace(vae=None, backbone=target)
         self.asked: list[tuple[str, int]] = []
         """Prompt and seed of each clip that was begun."""
         self.may_go_on = threading.Event()

@@ -19,7 +19,7 @@ SMALL = ("--num-frames", "5", "--steps", "3", "--height", "32", "--width", "48")
 def _data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXELDANCE_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pixeldance.cli.jobs._load", lambda name: FakeModel())
+    monkeypatch.setattr("pixeldance.cli.jobs.load_model", lambda name, **options: FakeModel())
 
 
 def run(*arguments: str) -> Result:
@@ -137,7 +137,7 @@ def test_ctrl_c_puts_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
         def generate(self, *args: Any, **options: Any) -> Any:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("pixeldance.cli.jobs._load", lambda name: Interrupted())
+    monkeypatch.setattr("pixeldance.cli.jobs.load_model", lambda name, **options: Interrupted())
     add("a")
     assert run("run").exit_code == 130
     assert prompts("--state", "queued") == ["a"]

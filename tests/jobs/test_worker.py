@@ -39,7 +39,7 @@ class Gate:
     def __init__(self, model: FakeModel) -> None:
         self._model = model
         self._permits = threading.Semaphore(0)
-        self.pipeline = model.pipeline
+        self.pipeline, self.facts, self.memory_plan = model.pipeline, model.facts, None
         self.num_steps = 0
 
     def let(self, num_steps: int) -> None:

@@ -74,7 +74,8 @@ def test_a_hub_id_is_downloaded_on_request_and_without_pickles(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert find_weights("someone/fox", download=True) == tmp_path
-    assert asked == [("someone/fox", ["*.json", "*.safetensors", "*.txt", "*.model"])]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
+    assert asked == [("someone/fox", patterns)]
 
 
 @pytest.mark.parametrize("download", [False, True])

@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+
+from pixeldance.ops import FrameKernel
 
 WIDTHS = [1, 2, 7, 15, 16, 17, 31, 48, 64, 130]
 LENGTHS = [1, 2, 5, 6, 7, 63, 64, 65, 129, 200]
+ROUNDING = {torch.float32: 3e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 HEAD_DIMS = [1, 2, 3, 16, 24, 40, 64, 65, 128, 200, 256]
+CHANNELS = [1, 2, 3, 15, 16, 17, 32, 48, 70, 100]
 
 
 class Draw:
@@ -108,6 +113,20 @@ def attention(draw):
     return query, key, value, bias
 
 
+def convolve_frames(draw):
+    choose = draw.choose
+    taps, batch = choose.choice([1, 3]), choose.randint(1, 2)
+    frames = choose.choice([1, taps, taps + 1, taps + 5])
+    height, width = choose.randint(1, 9), choose.choice([1, 2, 5, 8, 27])
+    few, many = choose.choice(CHANNELS), choose.choice(CHANNELS)
+    weight, bias = draw.tensor(many, few, taps, 3, 3), choose.choice([None, draw.tensor(many)])
+    kernel = FrameKernel(weight, bias, is_doubled=choose.random() < 0.4)
+    cells = draw.tensor(batch, frames, height, width, few)
+    shape = exact_convolve_frames(cells, kernel, None).shape
+    return cells, kernel, choose.choice([None, draw.tensor(*shape)])
+
+
+# Each rounds as its formula does; convolutions have a file of their own.
 OPERATIONS = [
     layer_norm,
     modulated_norm,
@@ -163,12 +182,43 @@ def exact_attention(query, key, value, bias):
     return torch.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
+def exact_convolve_frames(cells, kernel, residual):
+    """Zeros around every frame, and before a single one."""
+    video = cells.double().permute(0, 4, 1, 2, 3)
+    if kernel.is_doubled:
+        video = video.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+    past = kernel.weight.shape[2] - 1 if video.shape[2] == 1 else 0
+    video = F.pad(video, (1, 1, 1, 1, past, 0))
+    bias = None if kernel.bias is None else kernel.bias.double()
+    result = F.conv3d(video, kernel.weight.double(), bias).permute(0, 2, 3, 4, 1)
+    return result if residual is None else result + residual.double()
+
+
+def assert_close_to_exact(actual, name, arguments):
+    """Within a few roundings of float64, relative to the numbers that the result is made of."""
+    expected = exact(name, *arguments)
+    assert actual.dtype == arguments[0].dtype
+    assert actual.shape == expected.shape
+    error, scale = (actual.double() - expected).abs(), expected.abs()
+    is_float32 = actual.dtype == torch.float32
+    if name == "attention":  # relative to the values that are averaged
+        scale = scale.amax(dim=(1, 3), keepdim=True).clamp_min(1)
+        rounding = 1e-5 if is_float32 else 0.03
+    else:
+        if name == "rms_norm_rotate" and expected.shape[-1] % 2 == 0:  # relative to the pair
+            pairs = expected.unflatten(-1, (-1, 2)).norm(dim=-1, keepdim=True)
+            scale = pairs.expand(*pairs.shape[:-1], 2).flatten(-2)
+        scale = scale + (1.0 if is_float32 else 0.1) * scale.mean()
+        rounding = ROUNDING[actual.dtype]
+    assert (error <= rounding * scale + 1e-30).all(), (error / scale).max()
+
+
 def run_all(library: str, instructions: list[str]) -> None:
     """Run every operation natively on its cases."""
     from pixeldance.ops.native import NativeOps
 
     native = NativeOps(Path(library), instructions, has_amx=False)
-    for operation in OPERATIONS:
+    for operation in [*OPERATIONS, convolve_frames]:
         for dtype in (torch.float32, torch.bfloat16):
             for seed in range(40):
                 getattr(native, operation.__name__)(*operation(Draw(seed, dtype)))

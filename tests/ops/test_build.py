@@ -86,31 +86,31 @@ def test_without_a_compiler_pytorch_computes(monkeypatch, caplog):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("pixeldance.ops.tiers.cpu_flags", lambda: frozenset(AVX512))
     with caplog.at_level(logging.INFO, logger="pixeldance.ops"):
-        assert active_tier() is active_tier()
-    assert active_tier().name == "torch"
-    assert "no C++ compiler" in str(active_tier())
+        assert active_tier("cpu") is active_tier("cpu")
+    assert active_tier("cpu").name == "torch"
+    assert "no C++ compiler" in str(active_tier("cpu"))
     assert [record.message for record in caplog.records] == [
-        f"operations on the CPU: {active_tier()}"
+        f"operations on the CPU: {active_tier('cpu')}"
     ]
 
 
 def test_variable_decides(monkeypatch):
     monkeypatch.setenv("PIXELDANCE_OPS", "torch")
-    assert str(active_tier()) == "torch (PIXELDANCE_OPS asks for it)"
+    assert str(active_tier("cpu")) == "torch (PIXELDANCE_OPS asks for it)"
     active_tier.cache_clear()
     monkeypatch.setenv("PIXELDANCE_OPS", "fast")
-    with pytest.raises(ConfigError, match=r"auto, torch, native, got 'fast'"):
-        active_tier()
+    with pytest.raises(ConfigError, match=r"auto, torch, native, triton, got 'fast'"):
+        active_tier("cpu")
     monkeypatch.setenv("PIXELDANCE_OPS", "native")
     monkeypatch.setattr("pixeldance.ops.tiers.cpu_flags", lambda: frozenset(["avx2"]))
     with pytest.raises(ConfigError, match="'native', but the processor has no avx512f"):
-        active_tier()
+        active_tier("cpu")
 
 
 def test_file_that_is_no_library_is_not_used(tmp_path, compiler, monkeypatch):
     monkeypatch.setenv("PIXELDANCE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pixeldance.ops.tiers.cpu_flags", lambda: frozenset(AVX512))
-    tier = active_tier()
+    tier = active_tier("cpu")
     assert tier.name == "torch"
     assert "cannot be loaded" in tier.reason
 

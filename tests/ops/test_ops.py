@@ -3,7 +3,7 @@
 import ops_cases
 import pytest
 import torch
-from ops_cases import OPERATIONS, Draw, exact
+from ops_cases import OPERATIONS, Draw, assert_close_to_exact, exact
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +22,7 @@ def native(monkeypatch):
     """The native operations; skips where there are none."""
     monkeypatch.delenv("PIXELDANCE_OPS", raising=False)
     active_tier.cache_clear()
-    tier = active_tier()
+    tier = active_tier("cpu")
     if tier.library is None:
         pytest.skip(f"no native operations: {tier.reason}")
     yield tier.library
@@ -39,25 +39,6 @@ def calls(native, monkeypatch):
             native, name, lambda *a, name=name, compute=compute: names.append(name) or compute(*a)
         )
     return names
-
-
-def assert_close_to_exact(actual, name, arguments):
-    """Within a few roundings of float64, relative to the numbers that the result is made of."""
-    expected = exact(name, *arguments)
-    assert actual.dtype == arguments[0].dtype
-    assert actual.shape == expected.shape
-    error = (actual.double() - expected).abs()
-    scale, is_float32 = expected.abs(), actual.dtype == torch.float32
-    if name == "attention":  # relative to the values that are averaged
-        scale = scale.amax(dim=(1, 3), keepdim=True).clamp_min(1)
-        rounding = 1e-5 if is_float32 else 0.03
-    else:
-        if name == "rms_norm_rotate" and expected.shape[-1] % 2 == 0:  # relative to the pair
-            pairs = expected.unflatten(-1, (-1, 2)).norm(dim=-1, keepdim=True)
-            scale = pairs.expand(*pairs.shape[:-1], 2).flatten(-2)
-        scale = scale + (1.0 if is_float32 else 0.1) * scale.mean()
-        rounding = 3e-5 if is_float32 else 2.0**-7
-    assert (error <= rounding * scale + 1e-30).all(), (error / scale).max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,20 +1,23 @@
 """Two processes make the clip of one.
 
-Bit for bit: every token goes through the same kernels with the same neighbours in its sums, only
-elsewhere, and nothing is summed across processes.
+Bit for bit where tokens and branches are shared: every token goes through the same kernels with the
+same neighbours in its sums, only elsewhere, and nothing is summed across processes. Tensor
+parallelism sums across processes, and a band of rows may be decoded by another kernel than the
+whole: both round otherwise, and that is all.
 """
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from parallel_helpers import (
+    among,
     make_alone_then_together,
     make_released_alone_then_together,
     refuse_what_cannot_be_shared,
@@ -29,26 +32,16 @@ from typer.testing import CliRunner
 
 from pixeldance.cli import app
 from pixeldance.errors import InputError
-from pixeldance.parallel import Parallelism, check_processes
+from pixeldance.parallel import check_processes
 from pixeldance.video import read_recipe
 
 LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
-def among(branches: int, degree: int, rank: int = 0) -> Parallelism:
-    """A process that knows of others without talking to them."""
-    shape = (branches, 1, degree)
-    mesh: Any = SimpleNamespace(
-        size=lambda axis=None: branches * degree if axis is None else shape[axis],
-        get_local_rank=lambda _: rank // degree,
-    )
-    return Parallelism("context" if branches == 1 else "guidance", torch.device("cpu"), mesh)
-
-
 # --- the same clip
 
 
-@pytest.mark.parametrize("mode", ["context", "guidance"])
+@pytest.mark.parametrize("mode", ["context", "guidance", "tensor"])
 def test_two_processes_make_the_clip_of_one(mode: str) -> None:
     assert run_together(2, make_alone_then_together, mode, torch.float32, None) == [0, 0]
 
@@ -65,8 +58,9 @@ def test_the_step_cache_skips_the_same_steps_in_every_process(mode: str) -> None
 
 
 @pytest.mark.slow
-def test_four_processes_share_branches_and_tokens() -> None:
-    codes = run_together(4, make_alone_then_together, "guidance", torch.float32, None)
+@pytest.mark.parametrize("mode", ["guidance", "guidance+tensor"])
+def test_four_processes_share_branches_and_more(mode: str) -> None:
+    codes = run_together(4, make_alone_then_together, mode, torch.float32, None)
     assert codes == [0, 0, 0, 0]
 
 
@@ -75,6 +69,7 @@ def test_four_processes_share_branches_and_tokens() -> None:
     ("kind", "mode"),
     [
         ("ti2v-5b", "context"),
+        ("ti2v-5b", "tensor"),
         ("flf2v-14b", "context"),
         ("i2v-a14b", "guidance"),
         ("t2v-a14b", "context"),
@@ -116,15 +111,42 @@ def test_the_first_process_alone_writes_and_reports(tmp_path: Path) -> None:
     assert read_recipe(clip)["model"]["parallel"] == "context, 2 processes"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torchrun --nproc-per-node 2",
+        # --cpu would start one process: it is for MPI. --multi_gpu is torchrun, on CPUs too.
+        "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+        "--dynamo_backend no",
+    ],
+    ids=lambda launcher: launcher.split()[0],
+)
+def test_launchers_start_the_processes(tmp_path: Path, launcher: str) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    clip = tmp_path / "clip.mp4"
+    program, *options = launcher.split()
+    arguments = (
+        *("-m", "pixeldance", "generate", "--model", str(tmp_path / "tiny"), "--output", str(clip)),
+        *("--height", "32", "--width", "64", "--num-frames", "5", "--steps", "1"),
+        *("--parallel", "tensor"),
+    )
+    command = [str(Path(sys.executable).with_name(program)), *options, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_recipe(clip)["model"]["parallel"] == "tensor, 2 processes"
+
+
 # --- what is refused
 
 
 @pytest.mark.parametrize(
     ("mode", "environment", "said"),
     [
-        ("tensor", {"WORLD_SIZE": "2"}, "parallel must be context or guidance, got 'tensor'."),
+        ("ring", {"WORLD_SIZE": "2"}, "context, guidance, tensor or guidance+tensor, got 'ring'."),
         ("context", {}, "needs several processes, this is one. Start it with 'torchrun"),
-        ("guidance", {"WORLD_SIZE": "3", **LAUNCHED}, "shares two branches, which 3 processes"),
+        ("guidance", {"WORLD_SIZE": "3", **LAUNCHED}, "number, or use parallel context."),
+        ("guidance+tensor", {"WORLD_SIZE": "3", **LAUNCHED}, "number, or use parallel tensor."),
         ("context", {"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK, MASTER_ADDR, MASTER_PORT is"),
     ],
 )
@@ -139,6 +161,7 @@ def test_processes_that_fit_are_taken() -> None:
     check_processes(None, {"WORLD_SIZE": "1"})
     check_processes("context", {"WORLD_SIZE": "3", **LAUNCHED})
     check_processes("guidance", {"WORLD_SIZE": "4", **LAUNCHED})
+    check_processes("tensor", {"WORLD_SIZE": "3", **LAUNCHED})
 
 
 def test_heads_must_be_shared_evenly() -> None:
@@ -150,12 +173,14 @@ def test_tokens_must_be_shared_evenly() -> None:
     among(1, 3).check_call((2, 3, 5), is_guided=False)
     with pytest.raises(InputError, match="2 x 4 x 5 = 40 tokens, which 3 processes cannot share"):
         among(1, 3).check_call((2, 4, 5), is_guided=False)
+    among(1, 3, mode="tensor").check_call((2, 4, 5), is_guided=False)  # it shares none
 
 
-def test_guidance_needs_guidance() -> None:
-    among(2, 1).check_call((1, 1, 1), is_guided=True)
-    with pytest.raises(InputError, match="needs a guidance_scale above 1"):
-        among(2, 1).check_call((1, 1, 1), is_guided=False)
+@pytest.mark.parametrize("mode", ["guidance", "guidance+tensor"])
+def test_guidance_needs_guidance(mode: str) -> None:
+    among(2, 1, mode=mode).check_call((1, 1, 1), is_guided=True)
+    with pytest.raises(InputError, match=re.escape(f"{mode} needs a guidance_scale above 1")):
+        among(2, 1, mode=mode).check_call((1, 1, 1), is_guided=False)
 
 
 @pytest.mark.slow
@@ -199,4 +224,5 @@ def test_parts_are_as_even_as_can_be(count: int, processes: int, bounds: list[in
 
 def test_names_say_what_is_shared() -> None:
     assert str(among(1, 2)) == "context, 2 processes"
+    assert str(among(2, 2, mode="guidance+tensor")) == "guidance+tensor, 4 processes"
     assert (among(2, 2).num_branches, among(2, 2, rank=3).branch, among(2, 2).degree) == (2, 1, 2)

@@ -4,6 +4,7 @@ import asyncio
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from server_helpers import ADDRESS
 from starlette.testclient import TestClient
 from studio_helpers import FadingWorker
+from tiny_wan import write_checkpoint
 
 from pixeldance.jobs import Job, JobService, JobStore
 from pixeldance.server.app import create_app
@@ -100,20 +102,25 @@ class Server:
         return self.service.list(state="done").jobs[0]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("page")
+@contextmanager
+def serving(folder: Path, settings: ServerSettings) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch, JobService(JobStore(folder / "data")) as service:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
 
         async def create() -> Any:
-            return create_app(service, ServerSettings(max_queued=3))
+            return create_app(service, settings)
 
         # In a running event loop: without one, Gradio makes some that it never closes.
         with TestClient(asyncio.run(create()), base_url=ADDRESS) as http:
             server = Server(folder, http, service)
             yield server
             server.worker.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("page"), ServerSettings(max_queued=3)) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +215,41 @@ def test_the_draft_comes_back(server: Server) -> None:
     sha256 = tab.pictures["first_frame"]["sha256"]
     answer = server.http.get(f"{MEDIA}/pictures/{sha256}.jpg")
     assert answer.headers["content-type"] == "image/jpeg"
+
+
+def test_the_draft_of_the_strength_comes_back(server: Server) -> None:
+    tab = server.tab("strength")
+    tab.form("file", role="last_frame", path=tab.upload("mine.png", png(3)))
+    values = default_values("pixeldance-mini") | {"last_frame_strength": 0.4}
+    shown = tab.call("load", [tab.pictures, [values[name] for name in WIDGETS]])["strength"]
+    assert (shown["value"], shown["interactive"]) == (0.4, True)
+
+
+def test_a_model_with_two_experts_has_its_own_form(tmp_path: Path) -> None:
+    folder = str(write_checkpoint(tmp_path / "i2v-a14b", "i2v-a14b"))
+    with serving(tmp_path, ServerSettings(model=folder)) as wan:
+        tab = wan.tab("wan")
+        shown = tab.call("load", [None, None])
+        assert (shown["steps"], shown["guidance"], shown["fps"]) == (40, 3.5, 16)
+        assert shown["guidance-2"]["visible"]
+        assert "<b>i2v-a14b</b> · licence not stated" in tab.refresh()["model"]
+
+        tab.generate(model=folder, guidance_scale=3.0, guidance_scale_2=2.0)
+        (job,) = wan.service.list().jobs
+        assert job.request["guidance_scale_2"] == 2.0
+        assert tab.form("settings", job=job.id)["guidance-2"] == 2.0
+
+        mini = tab.call("take_model", ["pixeldance-mini"])
+        assert (mini["steps"], mini["guidance"], mini["guidance-2"]) == (8, 1.0, None)
+        values = default_values("pixeldance-mini")
+        hints = tab.call("hints", [None, *(values[name] for name in WIDGETS)])
+        assert not hints["guidance-2"]["visible"]
+        presets = [
+            tab.call("show_preset", [8, 1.0, name])["preset"]
+            for name in (folder, "pixeldance-mini")
+        ]
+        assert [len(preset["choices"]) for preset in presets] == [2, 3]
+        assert [preset["value"] for preset in presets] == [None, "Standard"]
 
 
 def test_only_uploads_are_taken(server: Server, tmp_path: Path) -> None:

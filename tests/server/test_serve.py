@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pixeldance.backbones.options import ModelOptions
 from pixeldance.cli import app
 from pixeldance.server import launch
 from pixeldance.server.settings import ServerSettings
@@ -53,9 +54,9 @@ def test_options_arrive(calls: list[dict[str, Any]], tmp_path: Path) -> None:
         allowed_hosts=("one.example", "two.example"),
         max_upload_bytes=5 * 1024**2,
         max_queued=7,
+        model_options=ModelOptions(device="cpu", dtype="float32"),
     )
     assert (call["port"], call["folder"], call["has_page"]) == (8000, tmp_path, False)
-    assert (call["device"], call["dtype"]) == ("cpu", "float32")
 
 
 def test_a_token_is_made_where_others_can_reach_it(calls: list[dict[str, Any]]) -> None:

@@ -158,8 +158,8 @@ def test_the_earliest_picture_gives_the_shape(drafts: DraftPictures) -> None:
 def test_presets_know_their_settings() -> None:
     assert list(PRESETS) == ["Draft", "Standard", "Best"]
     for name, preset in PRESETS.items():
-        assert preset_named_by(*preset) == name
-    assert preset_named_by(9, 1.0) is None
+        assert preset_named_by(PRESETS, *preset) == name
+    assert preset_named_by(PRESETS, 9, 1.0) is None
 
 
 # ---- what the browser keeps

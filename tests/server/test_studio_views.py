@@ -215,7 +215,7 @@ def test_only_what_is_new_is_drawn(
 ) -> None:
     view = View()
     first, seen = panels.news(view, Seen())
-    assert set(first) == {"live", "preview", "queue", "viewer", "compare", "gallery"}
+    assert set(first) == {"model", "live", "preview", "queue", "viewer", "compare", "gallery"}
     assert panels.news(view, seen) == ({}, seen)
     added(service)
     news, seen = panels.news(view, seen)

@@ -1,8 +1,7 @@
 // Attention.
 //
 // FlashAttention's algorithm (arXiv 2205.14135, algorithm 1): blocks of queries against blocks of
-// keys with a running maximum. Both products run over 32-bit words, one float or two bfloat16 that
-// one instruction multiplies and adds; keys and values are packed for it beforehand.
+// keys with a running maximum. Keys and values are packed beforehand for the products.
 
 #pragma once
 
@@ -11,85 +10,14 @@
 #include <cstring>
 #include <limits>
 
-#include "vectors.h"
+#include "products.h"
 
 namespace {
 
-constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 4;  // 24 accumulators of the 32 registers
-constexpr int64_t TILE_KEYS = TILE_COLUMNS * LANES;
-constexpr int64_t QUERY_BLOCK = 8 * TILE_ROWS;
+constexpr int64_t TILE_KEYS = 4 * LANES;
+constexpr int64_t QUERY_BLOCK = 8 * tile_rows(4);
 constexpr int64_t KEY_BLOCK = 2 * TILE_KEYS;
 constexpr int64_t MAX_HEAD_DIM = 256;
-
-template <class T>
-constexpr int64_t PER_WORD = 4 / sizeof(T);
-
-constexpr int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
-inline __m512 multiply_add(float, __m512i a, __m512i b, __m512 sum) {
-  return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-}
-
-#ifdef __AVX512BF16__
-inline __m512 multiply_add(bf16, __m512i a, __m512i b, __m512 sum) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-}
-#endif
-
-// c[R][16 C] (+)= a[R][words] b[words][16 C]
-template <class T, int R, int C>
-inline void multiply_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
-                          int64_t words, float* c, int64_t c_stride, bool add) {
-  __m512 sums[R][C];
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int j = 0; j < C; ++j)
-      sums[r][j] = add ? _mm512_loadu_ps(c + r * c_stride + j * LANES) : _mm512_setzero_ps();
-  for (int64_t w = 0; w < words; ++w) {
-    __m512i columns[C];
-#pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) columns[j] = _mm512_loadu_si512(b + w * b_stride + j * LANES);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const __m512i row = _mm512_set1_epi32(static_cast<int>(a[r * a_stride + w]));
-#pragma GCC unroll 4
-      for (int j = 0; j < C; ++j) sums[r][j] = multiply_add(T{}, row, columns[j], sums[r][j]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) _mm512_storeu_ps(c + r * c_stride + j * LANES, sums[r][j]);
-}
-
-template <class T, int C>
-inline void multiply_columns(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b,
-                             int64_t b_stride, int64_t words, float* c, int64_t c_stride,
-                             bool add) {
-  int64_t r = 0;
-  for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-    multiply_tile<T, TILE_ROWS, C>(a + r * a_stride, a_stride, b, b_stride, words,
-                                   c + r * c_stride, c_stride, add);
-  for (; r < rows; ++r)
-    multiply_tile<T, 1, C>(a + r * a_stride, a_stride, b, b_stride, words, c + r * c_stride,
-                           c_stride, add);
-}
-
-// `columns` is a multiple of the lanes.
-template <class T>
-inline void multiply(int64_t rows, int64_t columns, const uint32_t* a, int64_t a_stride,
-                     const uint32_t* b, int64_t b_stride, int64_t words, float* c,
-                     int64_t c_stride, bool add) {
-  int64_t j = 0;
-  for (; j + TILE_KEYS <= columns; j += TILE_KEYS)
-    multiply_columns<T, TILE_COLUMNS>(rows, a, a_stride, b + j, b_stride, words, c + j, c_stride,
-                                      add);
-  for (; j < columns; j += LANES)
-    multiply_columns<T, 1>(rows, a, a_stride, b + j, b_stride, words, c + j, c_stride, add);
-}
 
 // One of query, key, value, output: `batch tokens heads head_dim`, head_dim contiguous.
 template <class T>

@@ -4,10 +4,13 @@
 // sizes and strides in elements, checks nothing (native.py does) and allocates nothing. Arithmetic
 // is float32; bfloat16 is read and written only. NaN and infinities behave as in IEEE arithmetic.
 
+#include <omp.h>
+
 #include <cmath>
 
 #include "attention.h"
 #include "vectors.h"
+#include "winograd.h"
 
 namespace {
 
@@ -186,11 +189,28 @@ void rms_norm_silu(const T* x, const float* weight, T* out, int64_t rows, int64_
     return run.packed_words();                                                                     \
   }
 
+#define PIXELDANCE_CONVOLUTION(T, NAME)                                                            \
+  /* sizes: in_channels out_channels frames; returns the words of `packed` */                      \
+  int64_t pack_weight_##NAME(const T* weight, const int64_t* sizes, int doubled,                   \
+                             uint32_t* packed) {                                                   \
+    return doubled ? pack_weight<T, Doubled>(weight, sizes, packed)                                \
+                   : pack_weight<T, Plain>(weight, sizes, packed);                                 \
+  }                                                                                                \
+  /* sizes: those, then batch frames height width taps; returns the words of a thread's scratch */ \
+  int64_t convolve_frames_##NAME(const uint32_t* packed, const float* bias, const T* cells,        \
+                                 const T* residual, T* out, uint32_t* scratch,                     \
+                                 const int64_t* sizes, int doubled, int threads) {                 \
+    const auto compute = doubled ? convolve<T, Doubled> : convolve<T, Plain>;                      \
+    return compute(packed, bias, cells, residual, out, scratch, sizes, threads);                   \
+  }
+
 extern "C" {
+PIXELDANCE_CONVOLUTION(float, f32)
 PIXELDANCE_OPS(float, f32)
 PIXELDANCE_OPS(bf16, bf16)
 PIXELDANCE_ATTENTION(float, f32)
 #ifdef __AVX512BF16__
 PIXELDANCE_ATTENTION(bf16, bf16)
+PIXELDANCE_CONVOLUTION(bf16, bf16)
 #endif
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradio.utils import get_upload_folder
 
+from pixeldance.backbones.facts import ModelFacts, installed_facts
 from pixeldance.errors import InputError, PixelDanceError
 from pixeldance.jobs import JobService
 from pixeldance.models.loading import available_models
@@ -79,6 +80,20 @@ class StudioContext:
         self.drafts = draft_pictures(service)
         self.urls = MediaUrls()
         self.models = tuple(dict.fromkeys([settings.model, *available_models()]))
+
+    def facts(self, model: object = None) -> ModelFacts | None:
+        """What the configuration of a model says.
+
+        Args:
+            model: As a form names it; by default the server's own.
+
+        Returns:
+            The facts; None for a model that is not offered, is not on this machine or damaged.
+        """
+        chosen = self.settings.model if model is None else model
+        if not isinstance(chosen, str) or chosen not in self.models:
+            return None
+        return installed_facts(chosen, loras=self.settings.loras_of(chosen))
 
     def check_room(self) -> None:
         """Check that the queue has room for a further job.

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pixeldance.backbones.facts import ModelFacts
 from pixeldance.errors import InputError
 from pixeldance.geometry import AUTO_ASPECT_RATIO, Size, duration_of, resolve_size
 from pixeldance.request import DEFAULT_PIXEL_BUDGET, SIZE_MULTIPLE, GenerationRequest
@@ -30,6 +31,7 @@ WIDGETS = (
     "duration",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_scale_2",
     "seed",
     "is_seed_locked",
     "last_frame_strength",
@@ -135,6 +137,7 @@ def request_of(
     drafts: DraftPictures,
     *,
     models: Collection[str],
+    facts: ModelFacts | None = None,
 ) -> GenerationRequest:
     """The request that a form means.
 
@@ -143,6 +146,7 @@ def request_of(
         pictures: Its pictures.
         drafts: Where they are.
         models: Models that may be asked for; a browser shall not name a folder.
+        facts: The model that is chosen, if it is known.
 
     Returns:
         The request. What is left empty keeps its default; a seed that is not locked stays open.
@@ -159,6 +163,8 @@ def request_of(
     last = pictures.last_of(is_loop=bool(values.get("is_loop")))
     if last is None:  # the widget cannot be used then
         fields.pop("last_frame_strength", None)
+    if facts is not None and not facts.abilities.has_two_experts:  # the widget is not shown then
+        fields.pop("guidance_scale_2", None)
     if values.get("is_loop") and last is None:
         raise InputError("A loop ends as it starts: give a first picture, or untick Loop.")
     if fields.get("model") not in (None, *models):
@@ -173,7 +179,10 @@ def request_of(
         raise InputError("Two key frames have the same frame number. Change one of them.")
     if frames:
         fields["keyframes"] = {frame: drafts.path(one) for frame, one in pictures.keyframes}
-    return GenerationRequest.parse(fields)
+    request = GenerationRequest.parse(fields)
+    if facts is not None:
+        facts.check(request)
+    return request
 
 
 def values_of(request: GenerationRequest, *, seed: int | None = None) -> dict[str, Any]:
@@ -222,12 +231,15 @@ def pictures_of(
     )
 
 
-def clip_size(values: Mapping[str, Any], pictures: FormPictures) -> Size:
+def clip_size(
+    values: Mapping[str, Any], pictures: FormPictures, facts: ModelFacts | None = None
+) -> Size:
     """The size that the clip will have.
 
     Args:
         values: Values of the widgets by name.
         pictures: Pictures of the form; with "auto" the earliest one gives the shape.
+        facts: The model that is chosen, if it is known.
 
     Returns:
         The size; that of the default shape while the values are not usable.
@@ -239,8 +251,8 @@ def clip_size(values: Mapping[str, Any], pictures: FormPictures) -> Size:
     earliest = next((one for one in [*ordered, pictures.last_frame] if one is not None), None)
     return resolve_size(
         str(values.get("aspect_ratio") or AUTO_ASPECT_RATIO),
-        pixel_budget=DEFAULT_PIXEL_BUDGET,
-        multiple=SIZE_MULTIPLE,
+        pixel_budget=DEFAULT_PIXEL_BUDGET if facts is None else facts.pixel_budget,
+        multiple=SIZE_MULTIPLE if facts is None else facts.size_multiple,
         first_frame=None if earliest is None else earliest.size,
     )
 

@@ -27,9 +27,9 @@ from pixeldance.server.studio.layout import PageParts
 from pixeldance.server.studio.markup import button, note, text
 from pixeldance.server.studio.pad import decode_drawing, encode_picture
 from pixeldance.server.studio.panels import BUSY_S, IDLE_S, Panels, Seen
-from pixeldance.server.studio.presets import PRESETS, preset_named_by
+from pixeldance.server.studio.presets import preset_named_by, presets_of
 from pixeldance.server.studio.wells import keyframes_html, shape_warning, wells_html
-from pixeldance.server.studio.widgets import default_values, usable_draft
+from pixeldance.server.studio.widgets import advised_values, default_values, usable_draft
 
 __all__ = ["Handlers"]
 
@@ -57,12 +57,16 @@ class Handlers:
 
     def load(self, pictures: Any, draft: Any) -> Update:
         """Show the draft that the browser has kept."""
-        values = usable_draft(draft, default_values(self._context.settings.model))
-        if values["model"] not in self._context.models:
-            values["model"] = self._context.settings.model
-        widgets = {self._parts.widgets[name]: value for name, value in values.items()}
+        context = self._context
+        values = usable_draft(draft, default_values(context.settings.model, context.facts()))
+        if values["model"] not in context.models:
+            values["model"] = context.settings.model
         raw = [values[name] for name in WIDGETS]
-        return widgets | self.hints(pictures, *raw)
+        update = self.hints(pictures, *raw)
+        for name, value in values.items():
+            widget = self._parts.widgets[name]
+            update[widget] = {**update[widget], "value": value} if widget in update else value
+        return update
 
     def hints(self, pictures: Any, *raw: Any) -> Update:
         """Show what the form means at the moment."""
@@ -81,11 +85,14 @@ class Handlers:
         url_of = self._context.urls.picture
         wells = wells_html(given, size, fit=fit, is_loop=is_loop, url_of=url_of)
         has_last = given.last_of(is_loop=is_loop) is not None
+        facts = self._context.facts(values["model"])
+        has_two_experts = facts is not None and facts.abilities.has_two_experts
         return {
             self._parts.wells: wells + shape_warning(given, is_loop=is_loop),
             self._parts.keyframes: keyframes_html(given, num_frames, url_of),
             self._parts.summary: summary,
-            self._parts.widgets["last_frame_strength"]: gr.Slider(interactive=has_last),
+            self._parts.widgets["last_frame_strength"]: gr.update(interactive=has_last),
+            self._parts.widgets["guidance_scale_2"]: gr.update(visible=has_two_experts),
         }
 
     def form(self, event: gr.EventData, pictures: Any, view: View, *raw: Any) -> Update:
@@ -98,13 +105,21 @@ class Handlers:
             return {self._parts.message: note(self._context.plain(error), kind="problem")}
         return self._changed(change)
 
-    def show_preset(self, steps: Any, guidance: Any) -> Any:
-        """Show the quality that steps and guidance stand for."""
-        return preset_named_by(steps, guidance)
+    def show_preset(self, steps: Any, guidance: Any, model: Any) -> Any:
+        """Show the qualities of a model, and the one that steps and guidance stand for."""
+        presets = presets_of(self._context.facts(model))
+        return gr.Radio(list(presets), value=preset_named_by(presets, steps, guidance))
 
-    def take_preset(self, preset: Any) -> Update:
+    def take_model(self, model: Any) -> Update:
+        """Set what the authors of a model advise, when it is chosen."""
+        facts = self._context.facts(model)
+        values = {} if facts is None else advised_values(facts)
+        return {self._parts.widgets[name]: value for name, value in values.items()}
+
+    def take_preset(self, preset: Any, model: Any) -> Update:
         """Set steps and guidance for a quality."""
-        chosen = PRESETS.get(str(preset), PRESETS["Standard"])
+        presets = presets_of(self._context.facts(model))
+        chosen = presets.get(str(preset), presets["Standard"])
         return {self._parts.widgets[name]: value for name, value in chosen._asdict().items()}
 
     def roll_dice(self) -> Update:
@@ -201,7 +216,8 @@ class Handlers:
 
     def _request(self, values: Mapping[str, Any], pictures: FormPictures) -> GenerationRequest:
         context = self._context
-        return request_of(values, pictures, context.drafts, models=context.models)
+        facts = context.facts(values.get("model"))
+        return request_of(values, pictures, context.drafts, models=context.models, facts=facts)
 
     def _num_frames(self, values: Mapping[str, Any], pictures: FormPictures) -> int:
         try:
@@ -211,7 +227,7 @@ class Handlers:
 
     def _size(self, values: Mapping[str, Any], pictures: FormPictures) -> Size:
         try:
-            return clip_size(values, pictures)
+            return clip_size(values, pictures, self._context.facts(values.get("model")))
         except PixelDanceError:
             return clip_size({}, pictures)
 

@@ -106,7 +106,7 @@ def build_layout(context: StudioContext) -> PageParts:
         "<h1>pixeldance</h1><p>First picture, last picture, a sentence: a clip.</p>",
         elem_id="masthead",
     )
-    panels: dict[str, gr.HTML] = {}
+    panels = {"model": _panel("model")}
     with gr.Tabs(elem_id="modes"):
         with gr.Tab("Clip"), gr.Row(elem_id="studio"):
             with gr.Column(scale=6, min_width=320, elem_id="form"):
@@ -117,7 +117,7 @@ def build_layout(context: StudioContext) -> PageParts:
                 parts["examples"] = _panel("examples", _examples())
         with gr.Tab("Story", render_children=True):
             gr.HTML(
-                story_html(context.models),
+                story_html(context.models, has_two_experts=_has_two_experts(context)),
                 elem_id="story",
                 elem_classes="studio-panel",
                 js_on_load=STORY_CONNECT,
@@ -143,8 +143,8 @@ def build_layout(context: StudioContext) -> PageParts:
 
 
 def _form(context: StudioContext) -> dict[str, object]:
-    empty = FormPictures()
-    size = clip_size({}, empty)
+    empty, facts = FormPictures(), context.facts()
+    size = clip_size({}, empty, facts)
     url_of = context.urls.picture
     wells = wells_html(empty, size, fit="cover", is_loop=False, url_of=url_of)
     parts: dict[str, object] = {"wells": _panel("wells", wells)}
@@ -154,9 +154,9 @@ def _form(context: StudioContext) -> dict[str, object]:
         parts["pad"] = build_pad()
         parts["close_pad"] = gr.Button("Close the pad", size="sm", elem_id="close-pad")
     parts["pad_area"] = pad_area
-    main, parts["preset"], parts["dice"] = main_widgets()
+    main, parts["preset"], parts["dice"] = main_widgets(facts)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-        widgets |= main | advanced_widgets(context.models, context.settings.model)
+        widgets |= main | advanced_widgets(context.models, context.settings.model, facts)
         parts["keyframes"] = _panel("keyframes")
     with gr.Column(elem_id="bar"):
         parts["message"] = _panel("message")
@@ -170,6 +170,12 @@ def _form(context: StudioContext) -> dict[str, object]:
             )
     parts["widgets"] = {name: widgets[name] for name in WIDGETS}
     return parts
+
+
+def _has_two_experts(context: StudioContext) -> bool:
+    """Whether any of the models has."""
+    known = [context.facts(model) for model in context.models]
+    return any(facts is not None and facts.abilities.has_two_experts for facts in known)
 
 
 def _panel(name: str, value: str = "") -> gr.HTML:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pixeldance.errors import InputError
-from pixeldance.jobs import FINAL_STATES, Job, JobClip, JobState
+from pixeldance.jobs import FINAL_STATES, Job, JobClip, JobState, ResidentModel
 from pixeldance.server.studio.actions import running_job
 from pixeldance.server.studio.context import StudioContext, View
 from pixeldance.server.studio.fidelity import FidelityBook, badge_html
@@ -18,11 +18,12 @@ from pixeldance.server.studio.history import (
     viewer_html,
 )
 from pixeldance.server.studio.live import PreviewStrips, live_html
+from pixeldance.server.studio.model_panel import model_html
 from pixeldance.server.studio.queue import queue_html
 
 __all__ = ["PANELS", "Panels", "Seen"]
 
-PANELS = ("live", "preview", "queue", "viewer", "compare", "gallery")
+PANELS = ("model", "live", "preview", "queue", "viewer", "compare", "gallery")
 WITH_CLIPS = (*FINAL_STATES, JobState.RUNNING)
 """States in which a job may have clips."""
 
@@ -67,11 +68,12 @@ class Panels:
         Returns:
             HTML by panel, only of those that are new; and what it shows then.
         """
-        key = (self._service.version(), self._fidelity.version, view)
+        resident = ResidentModel.read(self._service.store.folder)
+        key = (self._service.version(), self._fidelity.version, view, repr(resident))
         if key == seen.key:
             return {}, seen
         job = running_job(self._service)
-        panels = self._draw(view, job)
+        panels = self._draw(view, job, resident)
         digests = {name: hashlib.sha256(html.encode()).hexdigest() for name, html in panels.items()}
         known = dict(seen.digests)
         # A preview that is the same would only start again.
@@ -82,11 +84,13 @@ class Panels:
         """Wait for measures that are being taken, and take no more."""
         self._fidelity.close()
 
-    def _draw(self, view: View, job: Job | None) -> dict[str, str]:
+    def _draw(self, view: View, job: Job | None, resident: ResidentModel | None) -> dict[str, str]:
         service, counts = self._service, self._service.counts()
         event = None if job is None else service.event(job.id)
         viewer = viewer_html(self._selected(view))
+        model = self._context.settings.model
         return {
+            "model": model_html(model, self._context.facts(), resident),
             "live": live_html(job, event, num_waiting=counts["queued"], has_clip=bool(viewer)),
             "preview": "" if job is None else self._strips.html(job.id, service.preview(job.id)),
             "queue": self._queue(view),

@@ -79,8 +79,17 @@ def _choose_model(values: dict[str, Any], models: Collection[str]) -> str:
     if values["model"] in models:
         return ""
     given = PureWindowsPath(values["model"]).name
+    # A recipe names a model by its folder's name alone.
+    named = next((model for model in models if PureWindowsPath(model).name == given), None)
+    if named is not None:
+        values["model"] = named
+        return ""
     values["model"] = next(iter(models), GenerationRequest.model_fields["model"].default)
-    return f"Its model {given!r} is not offered here; {values['model']} is chosen instead."
+    message = f"Its model {given!r} is not offered here; {values['model']} is chosen instead."
+    if values["guidance_scale_2"] is not None:
+        values["guidance_scale_2"] = None
+        message += " The guidance of its second expert is left out."
+    return message
 
 
 def _keep(drafts: DraftPictures) -> Callable[[Any, str], Any]:

@@ -9,7 +9,7 @@
   const IDLE_MS = 3000;
   const MAX_JOBS = 8;
   const NUMBERS = ["duration", "last_frame_strength", "width", "height", "fps"];
-  NUMBERS.push("num_inference_steps", "guidance_scale");
+  NUMBERS.push("num_inference_steps", "guidance_scale", "guidance_scale_2");
 
   function connect(element, upload) {
     const part = (selector) => element.querySelector(selector);

@@ -20,11 +20,12 @@ _TRANSITIONS_HELP = (
 )
 
 
-def story_html(models: Sequence[str]) -> str:
+def story_html(models: Sequence[str], *, has_two_experts: bool = False) -> str:
     """The storyboard without any shots.
 
     Args:
         models: Names of the models that are here, the default first.
+        has_two_experts: Whether one of them has two experts, with a guidance for each.
 
     Returns:
         HTML.
@@ -37,7 +38,7 @@ def story_html(models: Sequence[str]) -> str:
         'data-import aria-label="Open a story">Open a story</label>'
         '<button type="button" class="st-button" data-do="export">Save the story</button>'
         '<button type="button" class="st-button" data-do="clear">Begin anew</button></div>'
-        f"{_settings(models)}"
+        f"{_settings(models, has_two_experts=has_two_experts)}"
         '<div class="sy-bar"><p class="st-note st-problem" role="alert" data-problem hidden></p>'
         '<p class="st-note st-warning" role="alert" data-notice hidden></p>'
         '<p class="st-note" data-summary></p>'
@@ -105,8 +106,9 @@ def _well(role: str, title: str) -> str:
     )
 
 
-def _settings(models: Sequence[str]) -> str:
+def _settings(models: Sequence[str], *, has_two_experts: bool) -> str:
     fields = Story.model_fields
+    second = [("guidance_scale_2", "Guidance, second expert", "decimal")] * has_two_experts
     numbers = "".join(
         f'<label>{label}<input data-film="{name}" inputmode="{mode}" '
         f'placeholder="{text(fields[name].default if fields[name].default is not None else "")}">'
@@ -117,6 +119,7 @@ def _settings(models: Sequence[str]) -> str:
             ("fps", "Frames per second", "numeric"),
             ("num_inference_steps", "Steps", "numeric"),
             ("guidance_scale", "Guidance", "decimal"),
+            *second,
             ("seed", "Seed", "numeric"),
         )
     )

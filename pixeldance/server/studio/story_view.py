@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pixeldance.errors import InputError, PixelDanceError
@@ -42,7 +42,7 @@ class StoryView:
         self._context = context
         self._service = context.service
         self.cache: ClipCache = film_cache(context.service.store.folder)
-        self._plans = _Plans()
+        self._plans = _Plans(self._target)
 
     def look(self, draft: Mapping[str, Any]) -> dict[str, Any]:
         """What a browser shows of a story.
@@ -115,6 +115,9 @@ class StoryView:
             return split_problem(error), None
         except PixelDanceError as error:
             return DraftReading(problem=str(error)), None
+
+    def _target(self, model: str) -> Target:
+        return Target.find(model, loras=self._context.settings.loras_of(model))
 
     def _jobs(self, ids: object) -> Iterable[Job]:
         for job_id in ids[-MAX_JOBS:] if isinstance(ids, list) else []:
@@ -222,7 +225,8 @@ class StoryView:
 class _Plans:
     """The latest plans, so that looking again reads no pictures."""
 
-    def __init__(self) -> None:
+    def __init__(self, find_target: Callable[[str], Target]) -> None:
+        self._find_target = find_target
         self._lock = threading.Lock()
         self._known: OrderedDict[str, StoryPlan] = OrderedDict()
 
@@ -233,7 +237,7 @@ class _Plans:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        plan = plan_story(story, Target.find(story.model))
+        plan = plan_story(story, self._find_target(story.model))
         with self._lock:
             self._known[key] = plan
             if len(self._known) > _KEPT_PLANS:

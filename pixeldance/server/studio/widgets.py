@@ -5,13 +5,15 @@ from typing import Any
 
 import gradio as gr
 
+from pixeldance.backbones.facts import ModelFacts
 from pixeldance.geometry import duration_of
 from pixeldance.request import GenerationRequest
 from pixeldance.server.studio.form import WIDGETS
-from pixeldance.server.studio.presets import PRESETS
+from pixeldance.server.studio.presets import presets_of
 
 __all__ = [
     "advanced_widgets",
+    "advised_values",
     "default_values",
     "main_widgets",
     "shape_widgets",
@@ -21,11 +23,12 @@ __all__ = [
 _PROPERTIES = GenerationRequest.model_json_schema()["properties"]
 
 
-def default_values(model: str) -> dict[str, Any]:
+def default_values(model: str, facts: ModelFacts | None = None) -> dict[str, Any]:
     """Values of a form that nobody has touched.
 
     Args:
         model: Name of the model.
+        facts: What is known of it; its authors' advice takes the place of the defaults.
 
     Returns:
         Values by name.
@@ -38,6 +41,24 @@ def default_values(model: str) -> dict[str, Any]:
         "is_seed_locked": False,
         "is_loop": False,
         "model": model,
+        **({} if facts is None else advised_values(facts)),
+    }
+
+
+def advised_values(facts: ModelFacts) -> dict[str, Any]:
+    """Values that suit a model.
+
+    Args:
+        facts: The model.
+
+    Returns:
+        Values by name, and the length that the default number of frames then has.
+    """
+    frames = GenerationRequest().resolved_num_frames
+    return {
+        **facts.advice._asdict(),
+        "duration": round(duration_of(frames, facts.advice.fps), 2),
+        "guidance_scale_2": None,
     }
 
 
@@ -66,13 +87,18 @@ def shape_widgets() -> dict[str, gr.Component]:
         }
 
 
-def main_widgets() -> tuple[dict[str, gr.Component], gr.Radio, gr.Button]:
+def main_widgets(
+    facts: ModelFacts | None = None,
+) -> tuple[dict[str, gr.Component], gr.Radio, gr.Button]:
     """Prompt, last frame, length, quality and seed.
+
+    Args:
+        facts: What is known of the model that is chosen at first.
 
     Returns:
         Widgets by name, the choice of a preset, and the dice.
     """
-    values = default_values("")
+    values = default_values("", facts)
     widgets: dict[str, gr.Component] = {
         "prompt": gr.Textbox(
             label="What happens",
@@ -97,7 +123,11 @@ def main_widgets() -> tuple[dict[str, gr.Component], gr.Radio, gr.Button]:
             label="Seconds", value=values["duration"], step=0.1, min_width=100, elem_id="duration"
         )
         preset = gr.Radio(
-            list(PRESETS), label="Quality", value="Standard", min_width=240, elem_id="preset"
+            list(presets_of(facts)),
+            label="Quality",
+            value="Standard",
+            min_width=240,
+            elem_id="preset",
         )
     with gr.Row(elem_id="seed-row"):
         widgets["seed"] = gr.Textbox(
@@ -110,17 +140,20 @@ def main_widgets() -> tuple[dict[str, gr.Component], gr.Radio, gr.Button]:
     return widgets, preset, dice
 
 
-def advanced_widgets(models: Sequence[str], model: str) -> dict[str, gr.Component]:
+def advanced_widgets(
+    models: Sequence[str], model: str, facts: ModelFacts | None = None
+) -> dict[str, gr.Component]:
     """What most people leave alone.
 
     Args:
         models: Models to choose from.
         model: The one that is chosen at first.
+        facts: What is known of that one.
 
     Returns:
         Widgets by name.
     """
-    values = default_values(model)
+    values = default_values(model, facts)
     with gr.Row():
         steps = gr.Slider(
             **_limits("num_inference_steps"),
@@ -139,6 +172,15 @@ def advanced_widgets(models: Sequence[str], model: str) -> dict[str, gr.Componen
             min_width=140,
             elem_id="guidance",
         )
+        guidance_2 = gr.Number(
+            label="Guidance of the second expert",
+            info="as the first one's if empty",
+            value=None,
+            step=0.5,
+            min_width=140,
+            visible=facts is not None and facts.abilities.has_two_experts,
+            elem_id="guidance-2",
+        )
     negative = gr.Textbox(
         label="Negative prompt",
         info="What the clip should not show; needs a guidance above 1.",
@@ -155,6 +197,7 @@ def advanced_widgets(models: Sequence[str], model: str) -> dict[str, gr.Componen
     return {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
+        "guidance_scale_2": guidance_2,
         "negative_prompt": negative,
         "width": width,
         "height": height,

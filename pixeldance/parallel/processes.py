@@ -1,36 +1,25 @@
-"""Several processes make one clip: they share out tokens, guidance branches and decoded frames.
-
-Every process runs the same program with the same request and comes to the same clip. ``context`` is
-Ulysses: each process computes a part of the tokens, and a part of the heads inside self attention.
-``guidance`` lets one half of the processes predict with the prompt and the other half with the
-negative prompt; each half shares its tokens as above. Both share out decoding.
-
-References:
-    DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509
-"""
+"""The processes that make a clip together: how they start, and how they exchange tensors."""
 
 import atexit
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from diffusers import ContextParallelConfig, DiffusionPipeline, ParallelConfig
-from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pixeldance.errors import InputError
-from pixeldance.models.transformer import PixelDanceTransformer3DModel
+from pixeldance.parallel.heads import share_heads
+from pixeldance.parallel.tokens import share_tokens
 
-__all__ = ["MODES", "Parallelism", "start", "suspended"]
+__all__ = ["MODES", "Parallelism", "check_processes", "start"]
 
-MODES = ("context", "guidance")
+MODES = ("context", "guidance", "tensor", "guidance+tensor")
 
 _FROM_LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -42,7 +31,8 @@ class Parallelism:
     Attributes:
         mode: One of ``MODES``.
         device: Where this process computes.
-        mesh: The processes, ``guidance ring ulysses``: branches x 1 x processes per branch.
+        mesh: The processes, ``guidance ring ulysses`` (branches x 1 x processes per branch), or
+            ``guidance tensor`` where they share weights.
     """
 
     mode: str
@@ -61,7 +51,7 @@ class Parallelism:
     @property
     def rank(self) -> int:
         """Number of this process, from 0."""
-        return dist.get_rank()
+        return self.mesh.get_rank()
 
     @property
     def is_main(self) -> bool:
@@ -80,13 +70,26 @@ class Parallelism:
 
     @property
     def degree(self) -> int:
-        """Number of processes that share the tokens of a branch."""
-        return self.mesh.size(2)
+        """Number of processes that share a branch."""
+        return self.num_processes // self.num_branches
 
-    # ---- context parallelism
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the processes of a branch share out the heads, and not the tokens."""
+        return self.mode.endswith("tensor")
+
+    @property
+    def weight_parts(self) -> int:
+        """Number of processes among which the weights of a transformer are spread."""
+        return self.degree if self.shares_weights else 1
+
+    # ---- sharing a clip
 
     def apply(self, pipeline: DiffusionPipeline) -> None:
         """Let a pipeline make its clips together with those of the other processes.
+
+        Where weights are shared out, do it before the pipeline is moved to a device, on which they
+        may not fit as a whole.
 
         Args:
             pipeline: A ``PixelDancePipeline`` with the same weights in every process.
@@ -95,34 +98,18 @@ class Parallelism:
             InputError: If the attention heads cannot be shared out evenly.
         """
         for transformer in (pipeline.transformer, pipeline.transformer_2):
-            if transformer is not None:
-                self._apply_to(
-                    transformer, has_token_timesteps=bool(pipeline.config.expand_timesteps)
+            if transformer is None:
+                continue
+            if self.shares_weights:
+                share_heads(transformer, self.mesh["tensor"])
+            else:
+                share_tokens(
+                    transformer,
+                    self.mesh["ring", "ulysses"],
+                    self.device,
+                    has_token_timesteps=bool(pipeline.config.expand_timesteps),
                 )
         pipeline.parallel = self
-
-    def _apply_to(
-        self, transformer: PixelDanceTransformer3DModel, *, has_token_timesteps: bool
-    ) -> None:
-        """What diffusers' ``enable_parallelism`` does, which fails on hosts without accelerator."""
-        if self.degree == 1:
-            return
-        heads = int(transformer.config.num_attention_heads)
-        if heads % self.degree:
-            raise InputError(
-                f"The model has {heads} attention heads, which {self.degree} processes cannot "
-                "share evenly. Start a number that divides it (with guidance: twice that)."
-            )
-        mesh = self.mesh["ring", "ulysses"]
-        tokens = ContextParallelConfig(ulysses_degree=self.degree, mesh=mesh)
-        config = ParallelConfig(context_parallel_config=tokens)
-        config.setup(self.rank, self.num_processes, self.device, mesh=mesh)
-        plan = dict(transformer._cp_plan)
-        if not has_token_timesteps:
-            plan.pop("")
-        transformer._cp_plan = plan
-        _configure(transformer, config)
-        apply_context_parallel(transformer, tokens, plan)
 
     def check_call(self, grid: Sequence[int], *, is_guided: bool) -> None:
         """Refuse a clip that these processes cannot share.
@@ -136,11 +123,11 @@ class Parallelism:
         """
         if self.num_branches == 2 and not is_guided:
             raise InputError(
-                "parallel guidance needs a guidance_scale above 1: without guidance there is one "
-                "branch. Use parallel context, or set guidance_scale."
+                f"parallel {self.mode} needs a guidance_scale above 1: without guidance there is "
+                f"one branch. Use parallel {_without_branches(self.mode)}, or set guidance_scale."
             )
         tokens = torch.Size(grid).numel()
-        if tokens % self.degree:
+        if tokens % self.degree and not self.shares_weights:
             shape = " x ".join(map(str, grid))
             raise InputError(
                 f"The clip has {shape} = {tokens} tokens, which {self.degree} processes cannot "
@@ -221,7 +208,7 @@ def start(mode: str, device: str = "auto") -> Parallelism:
     """Join the processes that ``torchrun`` or ``accelerate launch`` started.
 
     Args:
-        mode: ``context`` or ``guidance``.
+        mode: One of ``MODES``.
         device: ``cpu``, ``cuda`` (a GPU for each process), or ``auto``: GPUs if there are any.
 
     Returns:
@@ -245,15 +232,25 @@ def start(mode: str, device: str = "auto") -> Parallelism:
     state = PartialState(cpu=is_cpu)
     if not was_started:
         atexit.register(state.destroy_process_group)
-    branches = 2 if mode == "guidance" else 1
-    mesh = init_device_mesh(
-        state.device.type,
-        (branches, 1, state.num_processes // branches),
-        mesh_dim_names=("guidance", "ring", "ulysses"),
-    )
-    parallelism = Parallelism(mode, state.device, mesh)
+    parallelism = Parallelism(mode, state.device, _mesh(mode, state))
     parallelism.any_of(False)  # nobody leaves, say with an error, while others still connect
     return parallelism
+
+
+def _mesh(mode: str, state: PartialState) -> DeviceMesh:
+    branches = 2 if mode.startswith("guidance") else 1
+    degree = state.num_processes // branches
+    if mode.endswith("tensor"):
+        shape: tuple[int, ...] = (branches, degree)
+        names: tuple[str, ...] = ("guidance", "tensor")
+    else:
+        shape, names = (branches, 1, degree), ("guidance", "ring", "ulysses")
+    return init_device_mesh(state.device.type, shape, mesh_dim_names=names)
+
+
+def _without_branches(mode: str) -> str:
+    """The way that shares one branch as this one shares each of two."""
+    return "tensor" if mode.endswith("tensor") else "context"
 
 
 def check_processes(mode: str | None, environment: Mapping[str, str]) -> None:
@@ -269,17 +266,18 @@ def check_processes(mode: str | None, environment: Mapping[str, str]) -> None:
     if mode is None:
         return
     if mode not in MODES:
-        raise InputError(f"parallel must be {' or '.join(MODES)}, got {mode!r}.")
+        raise InputError(f"parallel must be {', '.join(MODES[:-1])} or {MODES[-1]}, got {mode!r}.")
     count = int(environment.get("WORLD_SIZE", "1"))
     if count < 2:
         raise InputError(
             f"parallel {mode} needs several processes, this is one. Start it with "
-            "'torchrun --nproc-per-node 2 -m pixeldance ...', or leave parallel out."
+            "'torchrun --nproc-per-node 2 -m pixeldance ...' or accelerate launch --multi_gpu (on "
+            "CPUs, too), or leave parallel out."
         )
-    if mode == "guidance" and count % 2:
+    if mode.startswith("guidance") and count % 2:
         raise InputError(
-            f"parallel guidance shares two branches, which {count} processes cannot. Start an even "
-            "number, or use parallel context."
+            f"parallel {mode} shares two branches, which {count} processes cannot. Start an even "
+            f"number, or use parallel {_without_branches(mode)}."
         )
     missing = [name for name in _FROM_LAUNCHER if name not in environment]
     if missing:
@@ -287,37 +285,3 @@ def check_processes(mode: str | None, environment: Mapping[str, str]) -> None:
             f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set. Start the processes with "
             "torchrun or accelerate launch."
         )
-
-
-@contextmanager
-def suspended(transformer: PixelDanceTransformer3DModel) -> Iterator[None]:
-    """Let a transformer compute all tokens in every process for a while.
-
-    Hooks on its blocks have to be set meanwhile, if they are to see the tokens of this process
-    only: diffusers runs hooks from the last one to the first, so that one set later would meet the
-    first block before the tokens are shared out, and the last block after that.
-
-    Args:
-        transformer: May or may not be parallel.
-
-    Yields:
-        Nothing.
-    """
-    config = transformer._parallel_config
-    if config is None:
-        yield
-        return
-    plan: Any = transformer._cp_plan
-    remove_context_parallel(transformer, plan)
-    _configure(transformer, None)
-    try:
-        yield
-    finally:
-        _configure(transformer, config)
-        apply_context_parallel(transformer, config.context_parallel_config, plan)
-
-
-def _configure(transformer: PixelDanceTransformer3DModel, config: ParallelConfig | None) -> None:
-    transformer._parallel_config = config
-    for processor in transformer.attn_processors.values():
-        processor._parallel_config = config
