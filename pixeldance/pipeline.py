@@ -425,7 +425,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             if output_type != "latent":
                 pictures = [item.in_force(num_frames, is_last_kept) for item in instructions]
                 clips = [
-                    backbone.decode(latents[[clip]], pictures[owner])
+                    backbone.decode(latents[[clip]], pictures[owner], texts.cond[[owner]])
                     for clip, owner in enumerate(owners)
                 ]
                 frames = to_output(clips, output_type)

@@ -35,7 +35,9 @@ def tiny_pipeline(
             ffn_dim=32,
             num_layers=2,
         )
-        codec = LinearVideoCodec(z_dim=Z_DIM, refiner_channels=(8, 8, 8) if has_refiner else None)
+        codec = LinearVideoCodec(
+            z_dim=Z_DIM, refiner_channels=(8, 8, 8) if has_refiner else None, text_dim=text_dim
+        )
         components, _ = torch.linalg.qr(torch.randn(codec.components.shape))
         codec.components.data.copy_(components)
         text_encoder = BertModel(

@@ -33,7 +33,9 @@ def make_codec(folder: Path, z_dim: int = 4) -> LinearVideoCodec:
     """Write a bare orthonormal projection, as training starts from; returns it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        codec = LinearVideoCodec(z_dim=z_dim, latents_std=[3.0] * z_dim, refiner_channels=None)
+        codec = LinearVideoCodec(
+            z_dim=z_dim, latents_std=[3.0] * z_dim, refiner_channels=None, text_dim=TEXT_DIM
+        )
         codec.components.data.copy_(torch.linalg.qr(torch.randn(codec.components.shape))[0])
         codec.patch_mean.data.normal_(std=0.1)
     codec.save_pretrained(folder)

@@ -107,9 +107,9 @@ class EmbeddedBackbone(Backbone):
             self.transformer, model_input, timestep, moment, contexts, guidance.scale
         )
 
-    def decode_video(self, latents: Tensor, pictures: PicturesByFrame) -> Tensor:
+    def decode_video(self, latents: Tensor, pictures: PicturesByFrame, text: Tensor) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``; pictures lend their detail."""
-        references = self._references(pictures, latents)
+        references = self._references(pictures, text, latents)
         if self.parallel is None:
             return decode_latents(self.vae, latents, references)
         # Latent frames are decoded without their neighbours: each process takes some.
@@ -140,23 +140,20 @@ class EmbeddedBackbone(Backbone):
         video = decode_latents(self.vae, latents[:, :, begin:stop], references)
         return video if start == 0 else video[:, :, 1:]
 
-    def _references(self, pictures: PicturesByFrame, latents: Tensor) -> References | None:
-        """The pictures that the decoder may look at, in the order of their frames.
-
-        A single one that stands at the end is told to be the second of two, the first being absent.
-        """
+    def _references(
+        self, pictures: PicturesByFrame, text: Tensor, latents: Tensor
+    ) -> References | None:
+        """What the decoder may look at: the pictures in order, and the ends without a picture."""
         if not pictures:
             return None
-        frames = sorted(pictures)
-        present = [True] * len(frames)
         last_index = (latents.shape[2] - 1) * self.temporal_factor
-        if frames == [last_index] and last_index > 0:
-            frames, present = [0, last_index], [False, True]
-        # An absent picture is never looked at; it only fills its place.
-        shown = [to_tensor(pictures.get(frame, pictures[frames[-1]])) for frame in frames]
+        frames = sorted({0, last_index, *pictures})
+        any_picture = next(iter(pictures.values()))  # fills the place of one that is absent
+        shown = [to_tensor(pictures.get(frame, any_picture)) for frame in frames]
         device = latents.device
         return References(
             pictures=torch.cat(shown).unsqueeze(0).to(device),
             frames=torch.tensor([frames], device=device),
-            present=torch.tensor([present], device=device),
+            present=torch.tensor([[frame in pictures for frame in frames]], device=device),
+            text=text.to(device),
         )

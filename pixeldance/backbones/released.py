@@ -260,7 +260,12 @@ class ReleasedBackbone(Backbone):
         """Clean latents as they are decoded."""
         return conditions.finish(latents)
 
-    def decode_video(self, latents: Tensor, pictures: PicturesByFrame) -> Tensor:  # noqa: ARG002
+    def decode_video(
+        self,
+        latents: Tensor,
+        pictures: PicturesByFrame,  # noqa: ARG002 - the codec needs latents only
+        text: Tensor,  # noqa: ARG002
+    ) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``."""
         return autoencoder.decode(self.vae, latents, self.parallel)
 

@@ -1,11 +1,11 @@
 """Where in the given pictures the parts of coarse frames come from.
 
-Two hypotheses are made for every frame between two given pictures and corrected together:
+Two hypotheses are made for every frame and corrected together:
 
 1. **matched**: global matching of the coarse frame with each picture, as in GMFlow. It follows
    whatever the coarse frames show, but fails where they are blurred.
-2. **carried**: the motion between the two pictures (``motion.py``), uniform in between. It needs no
-   coarse frame, but knows only the two ends.
+2. **carried**: the motion from one end of the clip to the other (``motion.py``), estimated from the
+   given pictures and the text. It needs no coarse frame.
 
 A network at 1/8 of the resolution that sees the pictures warped by both chooses per place between
 them and corrects; the displacements are then refined once against the coarse frame at 1/8 and once
@@ -23,7 +23,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from pixeldance.models.layers import ResidualBlock, as_input, warp, zeroed
-from pixeldance.models.motion import FINE, FLOW_UNIT, Motion, PictureMotion, carried
+from pixeldance.models.motion import FINE, FLOW_UNIT, Motion, PictureMotion, carried, still
 
 GROUP = 4  # frames per latent frame
 MATCH = 8  # coarse frames are matched at 1/8 of the resolution
@@ -37,7 +37,7 @@ class Aligned(NamedTuple):
         confidence: ``(n, r, q, 1, height / 8, width / 8)``, the largest matching probability.
         rough: Like ``pictures``, before the corrections; for the training loss.
         layers: ``(n, q, 3, height / 4, width / 4)``: how likely something in front is seen, and
-            how well that agrees with what each reference shows there; zero without two references.
+            how well that agrees with what each reference shows there; zero without motion.
     """
 
     pictures: Tensor
@@ -76,10 +76,15 @@ class ReferenceAligner(nn.Module):
         match_channels: Width of the matching features.
         align_channels: Width of the correction against the coarse frame, and of the last one.
         choose_channels: Width of the network that chooses between the hypotheses.
+        text_dim: Width of the text's token states.
     """
 
     def __init__(
-        self, match_channels: int = 64, align_channels: int = 64, choose_channels: int = 96
+        self,
+        match_channels: int = 64,
+        align_channels: int = 64,
+        choose_channels: int = 96,
+        text_dim: int = 384,
     ) -> None:
         super().__init__()
         pixels = 3 * MATCH**2
@@ -92,7 +97,7 @@ class ReferenceAligner(nn.Module):
         )
         self.log_temperature = nn.Parameter(torch.tensor(2.3))
         self.nearness = nn.Parameter(torch.tensor(0.0))
-        self.motion = PictureMotion()
+        self.motion = PictureMotion(text_dim=text_dim)
 
         seen = choose_channels // 2
         self.see_coarse = nn.Conv2d(pixels, seen, 1)
@@ -132,9 +137,10 @@ class ReferenceAligner(nn.Module):
             coarse: ``(n, q, 3, height, width)`` in about [-1, 1], sides multiples of 16.
             references: ``(n, 2, 3, height, width)``, the given pictures; anything where absent.
             coarse_references: Same shape, the references after projection.
-            offsets: ``(n, q, 2)``, frames from each coarse frame to each reference.
+            offsets: ``(n, q, 2)``, frames from each coarse frame to each reference; for an absent
+                one, to the end of the clip where it would be.
             present: ``(n, 2)`` bool.
-            motion: Between the two references, if it is known already.
+            motion: From one end to the other; None carries nothing.
 
         Returns:
             The warped references; those of absent ones are meaningless.
@@ -142,13 +148,15 @@ class ReferenceAligner(nn.Module):
         there = present.to(coarse.dtype)
         references = references * there[:, :, None, None, None]
         coarse_references = coarse_references * there[:, :, None, None, None]
-        time = _time_between(offsets, present).to(coarse.dtype)
+        time, is_carried = _time_between(offsets, present)
+        time = time.to(coarse.dtype)
         matched, confidence = self._matched(coarse, coarse_references)
-        motion = self.motion(references) if motion is None else motion
-        fine, front = carried(motion, time)
-        both = present.all(1)[:, None, None, None, None, None]
+        if motion is None:
+            motion, is_carried = still(references), torch.zeros_like(is_carried)
+        fine, front = carried(motion, time, present)
+        is_carried = is_carried[:, None, None, None, None, None]
         halved = _halved(fine)
-        hypotheses = (matched, torch.where(both, halved, matched))
+        hypotheses = (matched, torch.where(is_carried, halved, matched))
         flow, share = self._chosen(
             coarse,
             references,
@@ -161,11 +169,12 @@ class ReferenceAligner(nn.Module):
         flow = flow + self._aligned(coarse, rough, flow, confidence, there)
         flow = _resized(flow, MATCH // FINE)
         # the edges of what was carried, which the coarser grid lost
-        edges = torch.where(both, fine - _resized(halved, MATCH // FINE), 0.0)
+        edges = torch.where(is_carried, fine - _resized(halved, MATCH // FINE), 0.0)
         flow = flow + _resized(share, MATCH // FINE) * edges
         flow = flow + self._sharpened(coarse, _warped(references, flow), flow, time, there)
         agreement = rearrange(_agreement(front, motion.front, flow), "n r q 1 h w -> n q r h w")
-        layers = torch.cat([front, agreement], dim=2) * both[:, :, :, 0]
+        agreement = agreement * there[:, None, :, None, None]
+        layers = torch.cat([front, agreement], dim=2) * is_carried[:, :, :, 0]
         return Aligned(_warped(references, flow), confidence, rough, layers)
 
     def _matched(self, coarse: Tensor, coarse_references: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,15 +263,16 @@ class ReferenceAligner(nn.Module):
         return rearrange(made, "(n q) (r d) h w -> n r q d h w", r=2, n=len(coarse))
 
 
-def _time_between(offsets: Tensor, present: Tensor) -> Tensor:
+def _time_between(offsets: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Time of each frame on the way from the first to the second reference, ``(n, q)`` in [0, 1].
 
-    Zero where one of the two is absent. The first latent frame holds four copies of frame 0; the
-    times of the first three fall before 0 and are clamped to it.
+    The first latent frame holds four copies of frame 0; the times of the first three fall before 0
+    and are clamped to it. With it comes whether clips have such a way, ``(n,)``; else it is zero.
     """
     span = offsets[:, :, 1] - offsets[:, :, 0]
-    both = present.all(1)[:, None] & (span != 0)
-    return torch.where(both, -offsets[:, :, 0] / torch.where(both, span, 1), 0.0).clamp(0, 1)
+    has_way = present.any(1) & (span > 0).all(1)
+    time = -offsets[:, :, 0] / span.clamp(min=1)
+    return torch.where(has_way[:, None], time.clamp(0, 1), 0.0), has_way
 
 
 def _agreement(front: Tensor, fronts: Tensor, flow: Tensor) -> Tensor:

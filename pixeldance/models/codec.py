@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pixeldance.errors import InputError
 from pixeldance.models.alignment import GROUP
-from pixeldance.models.motion import Motion, still
+from pixeldance.models.motion import Motion
 from pixeldance.models.refiner import ReferenceRefiner
 
 
@@ -35,12 +35,16 @@ class References(NamedTuple):
         pictures: ``(batch, r, 3, height, width)`` in [-1, 1]. Where there are more than two, every
             latent frame is helped by the two around it.
         frames: ``(batch, r)`` int64, the pixel frame at which each stands, increasing.
-        present: ``(batch, r)`` bool; False entries are ignored.
+        present: ``(batch, r)`` bool; of False entries only the frame counts: of two, it is the end
+            of the clip at which no picture is given.
+        text: Token states of the prompt ``(batch, tokens, text_dim)``, zeros after the real ones:
+            it tells how things move between the first and the last frame. None is no text.
     """
 
     pictures: Tensor
     frames: Tensor
     present: Tensor
+    text: Tensor | None = None
 
 
 class PreparedReferences(NamedTuple):
@@ -49,12 +53,12 @@ class PreparedReferences(NamedTuple):
     Attributes:
         given: The references; added ones are absent.
         coarse: ``(batch, 2, 3, height, width)``, what the projection keeps of them.
-        motion: Between them; nothing moves where one is absent in all clips.
+        motion: Between them; None if nothing is given.
     """
 
     given: References
     coarse: Tensor
-    motion: Motion
+    motion: Motion | None
 
 
 class ExactLatents:
@@ -80,6 +84,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         latents_mean: Per component, subtracted by :func:`encode_pictures`; zeros if absent.
         latents_std: Per component, divided by; ones if absent.
         refiner_channels: Widths of the refiner's U-Net; None for the bare projection.
+        text_dim: Width of the token states that the refiner reads.
         scale_factor_spatial: Patch side in pixels.
         scale_factor_temporal: Frames per latent frame; only 4 is supported.
     """
@@ -93,6 +98,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
         refiner_channels: tuple[int, int, int] | None = (80, 112, 160),
+        text_dim: int = 384,
         scale_factor_spatial: int = 16,
         scale_factor_temporal: int = GROUP,
     ) -> None:
@@ -110,7 +116,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             self.refiner = None
         else:  # a list, when the config was read from a file
             fine, middle, coarse = refiner_channels
-            self.refiner = ReferenceRefiner((fine, middle, coarse))
+            self.refiner = ReferenceRefiner((fine, middle, coarse), text_dim=text_dim)
 
     @property
     def spatial_factor(self) -> int:
@@ -173,13 +179,19 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             Video ``(batch, 3, frames, height, width)``.
 
         Raises:
-            InputError: If ``chunk < 1``, or there are more than two references and they are not at
-                the same, increasing frames in all clips.
+            InputError: If ``chunk < 1``, if there are more than two references and they are not at
+                the same, increasing frames in all clips, or for text of another width.
         """
         if chunk < 1:
             raise InputError(f"chunk must be at least 1, got {chunk}.")
         references = references or self._no_references(latents)
-        for gap, around in _gaps(references, latents.shape[2]):
+        text, width = references.text, self.config.text_dim
+        if self.refiner is not None and text is not None and text.shape[-1] != width:
+            raise InputError(
+                f"text must be (batch, tokens, {width}) for this codec, got {tuple(text.shape)}. "
+                "Use the text encoder that it was trained with."
+            )
+        for gap, around in self._shots(references, latents.shape[2]):
             prepared = None if self.refiner is None else self.prepare_references(around)
             for start in range(gap.start, gap.stop, chunk):
                 groups = self.unproject(latents[:, :, start : min(start + chunk, gap.stop)])
@@ -190,6 +202,32 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
                     first = groups[:, 0].mean(1)[:, :, None]
                     frames = torch.cat([first, frames[:, :, GROUP:]], dim=2)
                 yield frames.to(latents.dtype)
+
+    @torch.no_grad()
+    def _shots(self, references: References, num_groups: int) -> list[tuple[range, References]]:
+        """Latent frames and what helps them; of two pictures with a cut between them, only one."""
+        gaps = _gaps(references, num_groups)
+        text = references.text
+        if self.refiner is None or text is None or references.frames.shape[1] != 2:
+            return gaps
+        ((gap, around),) = gaps
+        is_cut = self.refiner.asks_for_cut(text) & around.present.all(1)
+        if not is_cut.any():
+            return gaps
+        middle = float(around.frames[0].float().mean())
+        split = sum(GROUP * group <= middle for group in gap)
+        shots = [(gap[:split], torch.tensor([0, 1])), (gap[split:], torch.tensor([1, 0]))]
+        return [
+            (
+                groups,
+                around._replace(
+                    present=around.present & ~(is_cut[:, None] & hidden.bool().to(is_cut.device)),
+                    text=text * ~is_cut[:, None, None],
+                ),
+            )
+            for groups, hidden in shots
+            if len(groups)
+        ]
 
     def _no_references(self, latents: Tensor) -> References:
         batch, device = len(latents), latents.device
@@ -243,7 +281,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             InputError: If there are more than two.
         """
         assert self.refiner is not None, "only a refiner needs references"
-        pictures, frames, present = references
+        pictures, frames, present, text = references
         given = pictures.shape[1]
         if given > 2:
             raise InputError(
@@ -256,13 +294,15 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             ),
             torch.cat([frames, frames.new_zeros(len(frames), missing)], 1),
             torch.cat([present, present.new_zeros(len(present), missing)], 1),
+            text,
         )
         flat = rearrange(padded.pictures, "b r c h w -> (b r) c h w")
         coarse = rearrange(self.project_picture(flat), "(b r) c h w -> b r c h w", r=2)
-        if padded.present.all(1).any():
-            motion = self.refiner.motion_between(padded.pictures)
-        else:
-            motion = still(padded.pictures)
+        motion = None
+        if padded.present.any():
+            if text is None:
+                text = pictures.new_zeros(len(pictures), 0, self.config.text_dim)
+            motion = self.refiner.motion_between(padded.pictures, padded.present, text)
         return PreparedReferences(padded, coarse, motion)
 
     def _project(self, video: Tensor) -> Tensor:
@@ -307,8 +347,19 @@ def _gaps(references: References, num_groups: int) -> list[tuple[range, Referenc
             gaps[-1] = (range(gaps[-1][0].start, group + 1), pair)
         else:
             gaps.append((range(group, group + 1), pair))
+    # the text is about the whole clip, not about a small part of it
+    half = (frames[-1] - frames[0]) / 2
     return [
-        (groups, References(*(part[:, list(pair)] for part in references))) for groups, pair in gaps
+        (
+            groups,
+            References(
+                references.pictures[:, list(pair)],
+                references.frames[:, list(pair)],
+                references.present[:, list(pair)],
+                references.text if frames[pair[1]] - frames[pair[0]] > half else None,
+            ),
+        )
+        for groups, pair in gaps
     ]
 
 

@@ -34,6 +34,7 @@ class ReferenceRefiner(nn.Module):
         channels: Widths of the U-Net at 1/4, 1/8 and 1/16 of the resolution.
         match_channels: Width of the matching features.
         align_channels: Width of the network that corrects the displacements.
+        text_dim: Width of the text's token states.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class ReferenceRefiner(nn.Module):
         channels: tuple[int, int, int] = (80, 112, 160),
         match_channels: int = 64,
         align_channels: int = 64,
+        text_dim: int = 384,
     ) -> None:
         super().__init__()
         pixels = 3 * _UNSHUFFLE**2
         fine, middle, coarse = channels
 
-        self.aligner = ReferenceAligner(match_channels, align_channels)
+        self.aligner = ReferenceAligner(match_channels, align_channels, text_dim=text_dim)
         self.enter = nn.Conv2d(GROUP * (3 * pixels + 2) + 4, fine, 1)
         self.down_fine = _stage(fine)
         self.to_middle = nn.Conv2d(fine, middle, 2, stride=2)
@@ -80,9 +82,10 @@ class ReferenceRefiner(nn.Module):
             coarse: ``(n, t, 4, 3, height, width)`` in about [-1, 1], sides multiples of 16.
             references: ``(n, 2, 3, height, width)``, the given pictures; anything where absent.
             coarse_references: Same shape, the references after projection.
-            offsets: ``(n, t, 2)``, frames from each group's last frame to each reference.
+            offsets: ``(n, t, 2)``, frames from each group's last frame to each reference; for an
+                absent one, to the end of the clip where it would be.
             present: ``(n, 2)`` bool.
-            motion: Between the two references, if it is known already.
+            motion: From one end of the clip to the other; None carries nothing.
 
         Returns:
             Refined frames like ``coarse`` and the aligned references, frames in one row.
@@ -113,13 +116,26 @@ class ReferenceRefiner(nn.Module):
         )
         return rearrange(refined, "(n t) q c h w -> n t q c h w", n=clips), aligned
 
-    def motion_between(self, pictures: Tensor) -> Motion:
-        """What moves where between two references ``(n, 2, 3, height, width)``.
+    def motion_between(self, pictures: Tensor, present: Tensor, text: Tensor) -> Motion:
+        """What goes where from one end of the clip to the other.
 
         Found out once for all latent frames of a clip; ``forward`` takes it.
+
+        Args:
+            pictures: ``(n, 2, 3, height, width)``, the references.
+            present: ``(n, 2)`` bool.
+            text: Token states of the prompt, as :class:`PictureMotion` takes them.
+
+        Returns:
+            The motion.
         """
-        motion: Motion = self.aligner.motion(pictures)
+        motion: Motion = self.aligner.motion(pictures, present, text)[0]
         return motion
+
+    def asks_for_cut(self, text: Tensor) -> Tensor:
+        """Which of the texts ask for a cut, ``(n,)`` bool; token states as for the motion."""
+        said: Tensor = self.aligner.motion.reader(text).cut
+        return said > 0
 
     def _refined(
         self,

@@ -152,8 +152,8 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        part: What is trained: the transformer, the codec's refiner, or the motion between two
-            pictures that the refiner builds on (before it).
+        part: What is trained: the transformer, the codec's refiner, the motion in a clip that
+            the refiner builds on, or what a text says of it (the reader: the first of them).
         codec: Folder of the codec (its projection is fixed).
         output_dir: Checkpoints, logs and the exported part go here.
         initial: Folder of exported weights to start from, or None.
@@ -193,7 +193,7 @@ class TrainConfig:
         validation_clips: Clips on such a sheet.
     """
 
-    part: Literal["transformer", "refiner", "motion"] = "transformer"
+    part: Literal["transformer", "refiner", "motion", "reader"] = "transformer"
     codec: str = "weights/pixeldance-mini/vae"
     output_dir: str = "runs/transformer"
     initial: str | None = None
@@ -238,10 +238,9 @@ class TrainConfig:
             raise ConfigError(f"peak_tflops must be greater than 0, got {self.peak_tflops}.")
         if self.part != "transformer":
             self._check_small_part()
-        if self.part == "motion" and self.validation_steps is not None:
+        if self.part in ("motion", "reader") and self.validation_steps is not None:
             raise ConfigError(
-                "validation_steps shows clips, and the motion between two pictures makes none. "
-                "Leave it out."
+                f"validation_steps shows clips, and the {self.part} makes none. Leave it out."
             )
 
     def _check_small_part(self) -> None:

@@ -5,7 +5,7 @@ import math
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from pixeldance.models.codec import LinearVideoCodec, encode_pictures
 from pixeldance.models.text import encode_prompts, load_text_encoder
 from pixeldance.training.config import BucketConfig, TrainConfig
 from pixeldance.worlds.captions import describe
-from pixeldance.worlds.motion import true_motion
+from pixeldance.worlds.motion import motion_in_words, true_motion
 from pixeldance.worlds.stickers import Scene, StickerWorld
+
+_NO_TEXT = 0.1  # share of the samples from which the motion is learned without a text
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,11 @@ class _World(Dataset[dict[str, Tensor]]):
 
     def __init__(self, config: TrainConfig, codec: LinearVideoCodec, rank: int, world: int) -> None:
         self.config, self.codec, self.rank, self.world = config, codec, rank, world
-        self.needs_text = config.part == "transformer" or (
-            config.part == "refiner" and config.refiner.transformer is not None
-        )
         self._opened: tuple[StickerWorld, Any, Any] | None = None
 
     def _open(self) -> tuple[StickerWorld, Any, Any]:
         if self._opened is None:
-            text = load_text_encoder() if self.needs_text else (None, None)
-            self._opened = (StickerWorld("train"), *text)
+            self._opened = (StickerWorld("train"), *load_text_encoder())
         return self._opened
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
@@ -117,25 +115,26 @@ class _World(Dataset[dict[str, Tensor]]):
         weight = torch.full((len(mine),), 1.0 if share else 0.0)
         named = {"sample_ids": torch.tensor(mine), "weight": weight}
         if self.config.part == "motion":
-            uncut = [_uncut(world, *pair, aspect) for pair in zip(scenes, mine, strict=True)]
-            return _end_pictures(world, uncut, bucket, self.config.fps) | named
-        videos = render_clips(world, scenes, bucket, self.config.fps)
+            scenes = [_uncut(world, *pair, aspect) for pair in zip(scenes, mine, strict=True)]
         captions = [describe(scene, number) for scene, number in zip(scenes, mine, strict=True)]
-        if self.config.part == "refiner":
-            batch: dict[str, Any] = {"video": (videos * 255).round().to(torch.uint8)}
+        if self.config.part in ("motion", "reader"):
+            if self.config.part == "motion":
+                batch = _end_pictures(world, scenes, bucket, self.config.fps)
+            else:
+                batch = _motions_in_words(scenes)
+            keep = [random.Random(f"text:{number}").random() >= _NO_TEXT for number in mine]
+        elif self.config.part == "refiner":
+            videos = render_clips(world, scenes, bucket, self.config.fps)
+            batch = {"video": (videos * 255).round().to(torch.uint8)}
+            keep = [True] * len(mine)
         else:
+            videos = render_clips(world, scenes, bucket, self.config.fps)
             batch = self._instructed(videos * 2 - 1, mine)
             keep = batch.pop("keep")
-            captions = [
-                text if is_kept else "" for text, is_kept in zip(captions, keep, strict=True)
-            ]
-        if self.needs_text:
-            batch["prompt_embeds"], _ = encode_prompts(
-                tokenizer,
-                text_encoder,
-                captions,
-                max_sequence_length=self.config.model.text_tokens,
-            )
+        captions = [text if is_kept else "" for text, is_kept in zip(captions, keep, strict=True)]
+        batch["prompt_embeds"], _ = encode_prompts(
+            tokenizer, text_encoder, captions, max_sequence_length=self.config.model.text_tokens
+        )
         return batch | named
 
     def _instructed(self, videos: Tensor, sample_ids: tuple[int, ...]) -> dict[str, Any]:
@@ -213,9 +212,23 @@ def _uncut(world: StickerWorld, scene: Scene, number: int, aspect: float) -> Sce
     return scene
 
 
+def _motions_in_words(scenes: Sequence[Scene]) -> dict[str, Any]:
+    """What texts say; of scenes with a cut, only that there is one."""
+    cuts = [len(scene.shots) > 1 for scene in scenes]
+    said = [
+        motion_in_words(replace(scene, shots=scene.shots[:1]) if has_cut else scene)
+        for scene, has_cut in zip(scenes, cuts, strict=True)
+    ]
+    return {
+        "camera": torch.stack([words.camera for words in said]),
+        "subject": torch.stack([words.subject for words in said]),
+        "cut": torch.tensor(cuts, dtype=torch.float32),
+    }
+
+
 def _end_pictures(
     world: StickerWorld, scenes: Sequence[Scene], bucket: BucketConfig, fps: int
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """First and last frames, uint8, and the true motion between them."""
     size = {"height": bucket.height, "width": bucket.width}
     pace = fps / (bucket.num_frames - 1)  # the second of two frames shows the last one's pose
@@ -228,6 +241,7 @@ def _end_pictures(
         "pictures": (torch.stack(pictures) * 255).round().to(torch.uint8),
         "flow": torch.stack([motion.flow for motion in motions]),
         "front": torch.stack([motion.front for motion in motions]),
+        "detour": torch.stack([motion.detour for motion in motions]),
     }
 
 
@@ -250,10 +264,11 @@ def training_batches(
 
     Returns:
         A loader of dictionaries: ``clean_latents``, ``conditions`` and ``prompt_embeds`` for the
-        transformer; uint8 ``video`` for the refiner (and ``prompt_embeds`` if it learns from a
-        transformer); uint8 ``pictures``, ``flow`` and ``front`` for the motion; ``sample_ids`` and
-        ``weight`` for all. The weight is 1, or 0 for the one sample that a process without a share
-        is given.
+        transformer; uint8 ``video`` for the refiner; uint8 ``pictures``, ``flow``, ``front`` and
+        ``detour`` for the motion; ``camera``, ``subject`` and
+        ``cut`` for the reader; ``prompt_embeds``,
+        ``sample_ids`` and ``weight`` for all. The weight is 1, or 0 for the one sample that a
+        process without a share is given.
     """
     return DataLoader(
         _World(config, codec, rank, world_size),

@@ -34,7 +34,7 @@ from pixeldance.training.flops import (
     clip_tokens,
     groups_per_clip,
     latent_shape,
-    motion_candidates,
+    motion_inputs,
     peak_of_name,
     refiner_inputs,
     training_flops,
@@ -91,8 +91,8 @@ def activation_bytes(config: TrainConfig, bucket: BucketConfig) -> Activations:
         which have none).
     """
     if config.part != "transformer":
-        loss_of = _refiner_loss if config.part == "refiner" else _motion_loss
-        kept = _bytes_per_clip(partial(loss_of, config, bucket), config)
+        losses = {"refiner": _refiner_loss, "motion": _motion_loss, "reader": _reader_loss}
+        kept = _bytes_per_clip(partial(losses[config.part], config, bucket), config)
         return Activations(kept, kept)
     arguments = transformer_config(config)
     one, two = (
@@ -152,12 +152,18 @@ def _refiner_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tens
     return refined.abs().mean() + aligned.pictures.abs().mean()
 
 
-def _motion_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:  # noqa: ARG001
-    size = (bucket.height, bucket.width)
-    motion = PictureMotion().chosen(
-        torch.zeros(clips, 2, 3, *size), motion_candidates(clips, *size)
-    )
-    return motion.flow.abs().mean() + motion.front.mean()
+def _motion_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:
+    text = (config.model.text_tokens, config.model.text_dim)
+    inputs = motion_inputs(clips, *text, bucket.height, bucket.width)
+    motion, told = PictureMotion(text_dim=config.model.text_dim).chosen(*inputs)
+    made = (*motion, *told)
+    return torch.stack([part.abs().mean() for part in made]).sum()
+
+
+def _reader_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:  # noqa: ARG001
+    reader = PictureMotion(text_dim=config.model.text_dim).reader
+    said = reader(torch.zeros(clips, config.model.text_tokens, config.model.text_dim))
+    return said.camera.abs().mean() + said.subject.abs().mean()
 
 
 def _is_mixed(config: TrainConfig) -> bool:
@@ -183,7 +189,9 @@ def _weights(config: TrainConfig) -> _Weights:
                 model = ReferenceRefiner(config.refiner.channels)
                 model.aligner.motion.requires_grad_(False)
             case "motion":
-                model = PictureMotion()
+                model = PictureMotion(text_dim=config.model.text_dim)
+            case "reader":
+                model = PictureMotion(text_dim=config.model.text_dim).reader
         optimizers = make_optimizers(model, config.optimizer)
     total = _count(model.parameters())
     blocks = [_count(block.parameters()) for block in getattr(model, "blocks", ())]

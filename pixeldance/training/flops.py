@@ -94,7 +94,9 @@ def latent_shape(config: TrainConfig, bucket: BucketConfig) -> tuple[int, int, i
 
 
 def clip_tokens(config: TrainConfig, bucket: BucketConfig) -> int:
-    """How many tokens a clip is: patches, latent cells for the refiner, places for the motion.
+    """How many tokens a clip is: patches, or what the other parts look at.
+
+    The refiner looks at latent cells, the motion at places, the reader at token states.
 
     Args:
         config: The run.
@@ -104,6 +106,8 @@ def clip_tokens(config: TrainConfig, bucket: BucketConfig) -> int:
         Tokens per clip.
     """
     cells = math.prod(latent_shape(config, bucket))
+    if config.part == "reader":
+        return config.model.text_tokens
     if config.part == "motion":
         return 2 * (bucket.height // FINE) * (bucket.width // FINE)
     if config.part == "refiner":
@@ -173,8 +177,12 @@ def training_flops(config: TrainConfig, bucket: BucketConfig) -> int:
     if config.part == "refiner":
         groups = groups_per_clip(config, bucket)
         forward = refiner_flops(config.refiner.channels, groups, bucket.height, bucket.width)
+    elif config.part == "reader":
+        forward = reader_flops(config.model.text_tokens, config.model.text_dim)
     elif config.part == "motion":
-        forward = motion_flops(bucket.height, bucket.width)
+        forward = motion_flops(
+            config.model.text_tokens, config.model.text_dim, bucket.height, bucket.width
+        )
     else:
         forward = forward_flops(
             transformer_config(config), clip_tokens(config, bucket), config.model.text_tokens
@@ -202,37 +210,67 @@ def refiner_flops(channels: tuple[int, int, int], groups: int, height: int, widt
 
 
 @lru_cache
-def motion_flops(height: int, width: int) -> int:
-    """Operations of what is trained of the motion between two pictures, counted on the meta device.
+def motion_flops(text_tokens: int, text_dim: int, height: int, width: int) -> int:
+    """Operations of what is trained of the motion in a clip, counted on the meta device.
 
     Args:
+        text_tokens: Token states of the text.
+        text_dim: Their width.
         height: Pixels.
         width: Pixels.
 
     Returns:
-        Operations per pair of pictures.
+        Operations per clip.
     """
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
-        pictures = torch.zeros(1, 2, 3, height, width)
-        PictureMotion().chosen(pictures, motion_candidates(1, height, width))
+        inputs = motion_inputs(1, text_tokens, text_dim, height, width)
+        # without gradients: the counter's hooks want a graph behind what requires them
+        PictureMotion(text_dim=text_dim).requires_grad_(False).chosen(*inputs)
     return int(counter.get_total_flops())
 
 
-def motion_candidates(count: int, height: int, width: int) -> Candidates:
-    """Blank candidates for the motion between pictures, on the default device.
+@lru_cache
+def reader_flops(text_tokens: int, text_dim: int) -> int:
+    """Operations of reading what a text says about motion, counted on the meta device.
 
     Args:
-        count: Pairs of pictures.
+        text_tokens: Token states of the text.
+        text_dim: Their width.
+
+    Returns:
+        Operations per text.
+    """
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        reader = PictureMotion(text_dim=text_dim).reader.requires_grad_(False)
+        reader(torch.zeros(1, text_tokens, text_dim))
+    return int(counter.get_total_flops())
+
+
+def motion_inputs(
+    clips: int, text_tokens: int, text_dim: int, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor, Candidates, torch.Tensor]:
+    """Blank inputs of what is trained of the motion, on the default device.
+
+    Args:
+        clips: How many clips.
+        text_tokens: Token states of each text.
+        text_dim: Their width.
         height: Pixels.
         width: Pixels.
 
     Returns:
         What ``PictureMotion.chosen`` takes.
     """
-    shape = (count, 2, NUM_CANDIDATES)
+    shape = (clips, 2, NUM_CANDIDATES)
     grid = (height // FINE, width // FINE)
-    return Candidates(
+    candidates = Candidates(
         torch.zeros(*shape, 2, *grid), torch.zeros(*shape, *grid), torch.zeros(*shape, *grid)
+    )
+    return (
+        torch.zeros(clips, 2, 3, height, width),
+        torch.ones(clips, 2, dtype=torch.bool),
+        candidates,
+        torch.zeros(clips, text_tokens, text_dim),
     )
 
 

@@ -1,6 +1,7 @@
-"""Training of the motion between two pictures, from the world's true motion."""
+"""Training of the motion in a clip, and of what texts say of it, from the world's geometry."""
 
 import copy
+import random
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,16 +12,22 @@ from torch import Tensor, nn
 
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.models.matching import CELL, patches, whitening
-from pixeldance.models.motion import FINE, Motion
+from pixeldance.models.motion import FINE
+from pixeldance.models.reading import Said
 from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.part import PartLoss
 from pixeldance.worlds.stickers import StickerWorld
 
 _FRONT_WEIGHT = 3.0  # how much more places count that show what lies in front
-_OUTSIDE_WEIGHT = 0.05  # of places that leave the picture by more than 8 pixels: hard to know
+_OUTSIDE_WEIGHT = 0.3  # of places that leave the picture by more than 8 pixels: hard to know
 _WHITENING_SCENES = 60
 _WHITENING_STRIDE = 11
+_LAST_ONLY, _FIRST_ONLY = 0.1, 0.35  # shares of the samples that give one picture
+_DETOUR_SHARE, _TOLD_SHARE = 0.5, 4.0  # weights of the losses beside that of the flow
+_CAMERA_WEIGHT = 8.0  # cameras move less than what they look at
+_SUBJECT_WEIGHTS = (1.0, 1.0, 1.0, 0.02)  # texts do not say which way round something spins
+_BEHIND = 0.1  # opacity up to which a place counts as background
 _UNIT = 8.0  # pixels of displacement that count as much as 1 in the other losses
 
 
@@ -44,20 +51,67 @@ class MotionPart:
         return {"refiner.channels": list(self.config.refiner.channels)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
-        """Weighted absolute error of the displacements, and entropy of what lies in front."""
-        motion: Motion = model(batch["pictures"].float() / 127.5 - 1)
+        """Weighted absolute error of the paths, and entropy of what lies in front."""
+        pictures = batch["pictures"].float() / 127.5 - 1
+        given = _given(batch["sample_ids"]).to(pictures.device)
+        motion, told = model(pictures, given, batch["prompt_embeds"])
         truth, front = batch["flow"], batch["front"]
-        weights = _place_weights(truth, front)
-        error = (motion.flow - truth).abs().sum(2, keepdim=True) * weights
-        losses = error.flatten(1).sum(1) / weights.flatten(1).sum(1) / _UNIT
+        there = given[:, :, None, None, None]
+        weights = _place_weights(truth, front) * there
+        path = _path(truth, batch["detour"])
+        losses = _error(motion.flow[:, :, None], truth[:, :, None], weights)
+        alone = weights * ~given.all(1)[:, None, None, None, None]
+        losses = losses + _DETOUR_SHARE * _error(motion.detour, batch["detour"], alone)
+        losses = losses + _TOLD_SHARE * (
+            _squared_error(told.camera, path, there * (front < _BEHIND))
+            + _squared_error(told.cells, path, there * (front > 1 - _BEHIND))
+        )
         seen = motion.front.clamp(1e-4, 1 - 1e-4)
-        entropy = F.binary_cross_entropy(seen, front, reduction="none")
+        entropy = F.binary_cross_entropy(seen, front, reduction="none") * there
         return PartLoss(losses + entropy.flatten(1).mean(1), None)
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write the whole codec, in float32."""
         codec = copy.deepcopy(self.codec)
         cast("ReferenceRefiner", codec.refiner).aligner.motion.load_state_dict(state)
+        codec.save_pretrained(folder)
+
+
+class ReaderPart:
+    """What a text says about motion, known from the scene; learned before any picture is seen."""
+
+    def __init__(self, config: TrainConfig, codec: LinearVideoCodec) -> None:
+        self.config = config
+        self.codec = codec_with_refiner(config, codec)
+        refiner = cast("ReferenceRefiner", self.codec.refiner)
+        if config.initial is None:
+            filters = refiner.aligner.motion.filters
+            filters.data.copy_(_world_filters(StickerWorld("train"), len(filters)))
+        self.model: nn.Module = refiner.aligner.motion.reader
+
+    def to(self, device: torch.device) -> None:
+        """The loss needs the model only."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The U-Net's widths: the codec is exported as a whole."""
+        return {"refiner.channels": list(self.config.refiner.channels)}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
+        """Squared errors of how camera and subject move, and entropy of whether there is a cut."""
+        said: Said = model(batch["prompt_embeds"])
+        camera = (said.camera - batch["camera"]).square().flatten(1).mean(1)
+        weights = torch.tensor(_SUBJECT_WEIGHTS, device=said.subject.device)
+        subject = (said.subject - batch["subject"]).square() * weights
+        motion = _CAMERA_WEIGHT * camera + subject.flatten(1).mean(1)
+        cut = batch["cut"]
+        entropy = F.binary_cross_entropy_with_logits(said.cut, cut, reduction="none")
+        return PartLoss(motion * (1 - cut) + entropy, None)
+
+    def export(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Write the whole codec, in float32."""
+        codec = copy.deepcopy(self.codec)
+        reader = cast("ReferenceRefiner", codec.refiner).aligner.motion.reader
+        reader.load_state_dict(state)
         codec.save_pretrained(folder)
 
 
@@ -82,7 +136,9 @@ def codec_with_refiner(config: TrainConfig, bare: LinearVideoCodec) -> LinearVid
     Returns:
         A codec with that projection.
     """
-    codec = LinearVideoCodec.from_config(bare.config, refiner_channels=config.refiner.channels)
+    codec = LinearVideoCodec.from_config(
+        bare.config, refiner_channels=config.refiner.channels, text_dim=config.model.text_dim
+    )
     codec.patch_mean.data.copy_(bare.patch_mean)
     codec.components.data.copy_(bare.components)
     if config.initial is not None:
@@ -90,6 +146,36 @@ def codec_with_refiner(config: TrainConfig, bare: LinearVideoCodec) -> LinearVid
         assert initial.refiner is not None, "config.initial must have a refiner"
         cast("ReferenceRefiner", codec.refiner).load_state_dict(initial.refiner.state_dict())
     return cast("LinearVideoCodec", codec)
+
+
+def _given(sample_ids: Tensor) -> Tensor:
+    """Which of the two pictures each sample gives, ``(n, 2)`` bool."""
+    rows = []
+    for number in sample_ids.tolist():
+        drawn = random.Random(f"given:{number}").random()
+        rows.append((drawn >= _LAST_ONLY, not _LAST_ONLY <= drawn < _LAST_ONLY + _FIRST_ONLY))
+    return torch.tensor(rows)
+
+
+def _path(flow: Tensor, detour: Tensor) -> Tensor:
+    """Displacements after all four parts of the way, ``(n, 2, 4, 2, h, w)``."""
+    count = detour.shape[2]
+    elapsed = torch.arange(1, count + 1, device=flow.device) / (count + 1)
+    inner = detour + elapsed[:, None, None, None] * flow[:, :, None]
+    return torch.cat([inner, flow[:, :, None]], dim=2)
+
+
+def _squared_error(paths: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """Mean weighted square of the error in units of half the picture's sides."""
+    half = FINE / 2 * torch.tensor(truth.shape[-2:][::-1], device=truth.device)[:, None, None]
+    errors = ((paths - truth) / half).square().sum(3, keepdim=True).mean(2) * weights
+    return errors.flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1.0)
+
+
+def _error(paths: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """Mean weighted absolute error of ``(n, 2, k, 2, h, w)``, for each sample."""
+    errors = (paths - truth).abs().sum(3, keepdim=True).mean(2) * weights
+    return errors.flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1.0) / _UNIT
 
 
 def _place_weights(truth: Tensor, front: Tensor) -> Tensor:

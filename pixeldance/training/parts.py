@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +30,7 @@ from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import sample_generator
 from pixeldance.training.flops import transformer_config
-from pixeldance.training.motion import MotionPart, codec_with_refiner
+from pixeldance.training.motion import MotionPart, ReaderPart, codec_with_refiner
 from pixeldance.training.part import Part, PartLoss
 
 
@@ -171,9 +172,10 @@ class RefinerPart:
             dissolve = torch.tensor([draw.dissolve for draw in draws]).view(-1, 1, 1, 1, 1)
             latents = torch.lerp(latents, _crossfade(latents), dissolve.to(video.device))
             latents = latents + torch.stack([draw.disturbance for draw in draws]).to(video.device)
-            latents = self._with_estimates(latents, pictures, draws, batch.get("prompt_embeds"))
+            text = batch["prompt_embeds"]
+            latents = self._with_estimates(latents, pictures, draws, text)
             groups = self.codec.unproject(denormalized(self.codec, latents))
-            prepared = self.codec.prepare_references(References(pictures, positions, present))
+            prepared = self.codec.prepare_references(References(pictures, positions, present, text))
         slots = torch.stack([draw.groups for draw in draws]).to(video.device)
         rows = torch.arange(clips, device=video.device)[:, None]
         refined, aligned = model(
@@ -209,7 +211,7 @@ class RefinerPart:
         weights = self.config.refiner
         rng = sample_generator(sample_id, "refiner")
         which = float(torch.rand((), generator=rng))
-        present = [which < 0.9, which < 0.7 or 0.9 <= which < 0.95]
+        present = [which < 0.9, which < 0.65 or 0.9 <= which < 0.95]
         # half of the clips dissolve on the way, as those of an unfinished transformer do
         dissolve = max(0.0, 2 * float(torch.rand((), generator=rng)) - 1)
         level = float(torch.rand((), generator=rng)) ** 2 * weights.max_latent_noise
@@ -223,35 +225,45 @@ class RefinerPart:
         if self.transformer is not None and torch.rand((), generator=rng) < weights.estimated_share:
             num_steps = int(torch.randint(2, 5, (), generator=rng))
             noise = torch.randn(shape, generator=rng)
-            present = [True, True]
         return _Draw(
             torch.tensor(present), dissolve, level * disturbance, groups, frames, num_steps, noise
         )
 
     def _with_estimates(
-        self, latents: Tensor, pictures: Tensor, draws: list[_Draw], prompt_embeds: Tensor | None
+        self, latents: Tensor, pictures: Tensor, draws: list[_Draw], prompt_embeds: Tensor
     ) -> Tensor:
         """Latents with those clips replaced that are to be the transformer's own estimates."""
         for num_steps in sorted({draw.num_steps for draw in draws} - {0}):
             rows = [row for row, draw in enumerate(draws) if draw.num_steps == num_steps]
             noise = torch.stack([cast("Tensor", draws[row].noise) for row in rows])
-            assert prompt_embeds is not None
             estimates = self._estimated(
-                noise.to(latents.device), pictures[rows], prompt_embeds[rows], num_steps
+                noise.to(latents.device),
+                pictures[rows],
+                [draws[row].present.tolist() for row in rows],
+                prompt_embeds[rows],
+                num_steps,
             )
             latents = latents.index_copy(0, torch.tensor(rows, device=latents.device), estimates)
         return latents
 
     def _estimated(
-        self, noise: Tensor, pictures: Tensor, prompt_embeds: Tensor, num_steps: int
+        self,
+        noise: Tensor,
+        pictures: Tensor,
+        present: Sequence[Sequence[bool]],
+        prompt_embeds: Tensor,
+        num_steps: int,
     ) -> Tensor:
-        """What the transformer makes of the first and last pictures in a few steps."""
+        """What the transformer makes of the given ones of both pictures in a few steps."""
         assert self.transformer is not None
         flat = rearrange(pictures, "b r c h w -> (b r) c 1 h w")
         given = rearrange(encode_pictures(self.codec, flat), "(b r) c 1 h w -> b r c h w", r=2)
         conditions = (
             place_keyframes(
-                [{0: first, -1: last} for first, last in given.unbind(0)],
+                [
+                    {frame: both[end] for end, frame in enumerate((0, -1)) if flags[end]}
+                    for both, flags in zip(given, present, strict=True)
+                ],
                 num_frames=GROUP * (noise.shape[2] - 1) + 1,
                 channels=noise.shape[1],
                 latent_height=noise.shape[3],
@@ -310,3 +322,5 @@ def make_part(config: TrainConfig, codec: LinearVideoCodec) -> Part:
             return RefinerPart(config, codec)
         case "motion":
             return MotionPart(config, codec)
+        case "reader":
+            return ReaderPart(config, codec)

@@ -62,7 +62,7 @@ class _Clips:
         clean: Their latents.
         noise: Like the latents.
         conditions: First and last picture on the latent grid.
-        prompt_embeds: Token states; None for the refiner, which reads nothing.
+        prompt_embeds: Token states.
     """
 
     captions: list[str]
@@ -70,7 +70,7 @@ class _Clips:
     clean: Tensor
     noise: Tensor
     conditions: Tensor
-    prompt_embeds: Tensor | None
+    prompt_embeds: Tensor
 
 
 class _Outcome(NamedTuple):
@@ -158,7 +158,7 @@ class Validation:
             clean,
             torch.stack(noise).to(device),
             self._end_conditions(videos, clean),
-            None if self.config.part == "refiner" else self._embedded(captions),
+            self._embedded(captions),
         )
 
     def _end_conditions(self, videos: Tensor, clean: Tensor) -> Tensor:
@@ -209,13 +209,13 @@ class Validation:
             )
             errors.append(self._velocity_errors(velocity, clips.clean[rows], clips.noise[rows]))
         losses = torch.cat(errors).mean(0).tolist()
-        videos = self._decoded(torch.cat(latents), clips.videos)
+        videos = self._decoded(torch.cat(latents), clips)
         return _Outcome(videos, dict(zip(SIGMAS, losses, strict=True)))
 
     def _velocity_of(
         self, model: nn.Module, clips: _Clips, rows: slice
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        conditions, embeds = clips.conditions[rows], cast("Tensor", clips.prompt_embeds)[rows]
+        conditions, embeds = clips.conditions[rows], clips.prompt_embeds[rows]
 
         def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
             with self._accelerator.autocast():
@@ -247,7 +247,7 @@ class Validation:
         shown, losses = clips.videos, {}
         with self._decoding_with(self._accelerator.unwrap_model(model)):
             for level in SIGMAS:
-                videos = self._decoded(clips.clean + level * clips.noise, clips.videos)
+                videos = self._decoded(clips.clean + level * clips.noise, clips)
                 losses[level] = float((videos - clips.videos).abs().mean())
                 if level == _SHOWN_LEVEL:
                     shown = videos
@@ -262,11 +262,16 @@ class Validation:
         finally:
             self._codec.refiner = before
 
-    def _decoded(self, latents: Tensor, truth: Tensor) -> Tensor:
-        """Videos of latents, one after the other, each helped by its true end pictures."""
+    def _decoded(self, latents: Tensor, clips: _Clips) -> Tensor:
+        """Videos of latents, one after the other, each helped by its true end pictures and text."""
+        references = _references(clips)
         return torch.cat(
             [
-                decode_latents(self._codec, latents[[clip]], _end_pictures(truth[[clip]]))
+                decode_latents(
+                    self._codec,
+                    latents[[clip]],
+                    References(*(cast("Tensor", part)[[clip]] for part in references)),
+                )
                 for clip in range(len(latents))
             ]
         )
@@ -294,11 +299,12 @@ class Validation:
             sheet.save(picture, format="PNG")
 
 
-def _end_pictures(videos: Tensor) -> References:
-    count, _, frames = videos.shape[:3]
-    positions = torch.tensor([[0, frames - 1]], device=videos.device).expand(count, -1)
-    pictures = torch.stack([videos[:, :, 0], videos[:, :, -1]], dim=1)
-    return References(pictures, positions, torch.ones_like(positions, dtype=torch.bool))
+def _references(clips: _Clips) -> References:
+    count, _, frames = clips.videos.shape[:3]
+    positions = torch.tensor([[0, frames - 1]], device=clips.videos.device).expand(count, -1)
+    pictures = torch.stack([clips.videos[:, :, 0], clips.videos[:, :, -1]], dim=1)
+    present = torch.ones_like(positions, dtype=torch.bool)
+    return References(pictures, positions, present, clips.prompt_embeds)
 
 
 @contextmanager

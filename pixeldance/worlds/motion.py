@@ -10,6 +10,7 @@ from pixeldance.worlds.assets import WorldAssets
 from pixeldance.worlds.stickers import Actor, Scene, actor_path, camera_path, render_actor
 
 CELL = 4  # pixels along a side of a place for which the motion is told
+NUM_DETOURS = 3  # moments, equally far apart, at which a path is told
 _HIDDEN = 0.5  # opacity from which an actor counts as in front
 
 
@@ -20,10 +21,13 @@ class TrueMotion(NamedTuple):
         flow: ``(2, 2, height / 4, width / 4)``, where each place of the first frame is in the last
             one, and the other way round: x then y, in pixels. Also known for what is hidden there.
         front: ``(2, 1, height / 4, width / 4)``, how much of each place an actor covers, 0 to 1.
+        detour: ``(2, 3, 2, height / 4, width / 4)``, how far the place is from where uniform motion
+            would have brought it after 1/4, 2/4 and 3/4 of the way from its own end.
     """
 
     flow: Tensor
     front: Tensor
+    detour: Tensor
 
 
 def true_motion(
@@ -43,40 +47,108 @@ def true_motion(
         The motion.
     """
     (shot,) = scene.shots
-    ends = torch.tensor([0.0, 1.0])
-    camera = camera_path(shot, ends)
+    moments = torch.linspace(0, 1, NUM_DETOURS + 2)
+    ends = moments[[0, -1]]
+    camera = camera_path(shot, moments)
+    camera_at_ends = camera_path(shot, ends)
     rows, columns = height // CELL, width // CELL
     aspect = width / height
     x = ((torch.arange(columns) + 0.5) * 2 / columns - 1) * aspect
     y = (torch.arange(rows) + 0.5) * 2 / rows - 1
     screen = torch.stack(torch.meshgrid(x, y, indexing="xy"))  # 2 rows columns, in units
-    flow = torch.stack([_background_flow(camera, screen, end) for end in (0, 1)])
+    paths = torch.stack([_background_path(camera, screen, end) for end in (0, 1)])
     front = torch.zeros(2, 1, rows, columns)
     for actor in shot.actors:
         # two frames of the sprite's loop, as far apart as the clip is long
         pace = fps / (num_frames - 1)
-        sprite = render_actor(assets, actor, ends, camera, (height, width), pace)
+        sprite = render_actor(assets, actor, ends, camera_at_ends, (height, width), pace)
         covered = F.avg_pool2d(sprite[:, 3:], CELL)
         for end in (0, 1):
-            moved = _actor_flow(actor, camera, screen, end)
-            flow[end] = torch.where(covered[end] >= _HIDDEN, moved, flow[end])
+            moved = _actor_path_on_screen(actor, moments, camera, screen, end)
+            paths[end] = torch.where(covered[end] >= _HIDDEN, moved, paths[end])
         front = torch.maximum(front, covered)
-    return TrueMotion(flow * (height / 2), front)
+    paths = paths * (height / 2)
+    flow = paths[:, -1]
+    uniform = moments[1:-1, None, None, None] * flow[:, None]
+    return TrueMotion(flow, front, paths[:, :-1] - uniform)
 
 
-def _background_flow(camera: tuple[Tensor, ...], screen: Tensor, end: int) -> Tensor:
-    plane = _to_plane(screen, camera, end)
-    return _to_screen(plane, camera, 1 - end) - screen
+class MotionInWords(NamedTuple):
+    """What the text of a scene says about motion, in numbers that do not depend on the size.
+
+    Attributes:
+        camera: ``(2, 4, 4)``, the similarity of what stands still on the screen, from each end,
+            after 1/4, 2/4, 3/4 and all of the way: shift in halves of the picture's sides, log of
+            the scale, turn in radians.
+        subject: The same of the first actor, which grows and turns around its own centre.
+    """
+
+    camera: Tensor
+    subject: Tensor
 
 
-def _actor_flow(actor: Actor, camera: tuple[Tensor, ...], screen: Tensor, end: int) -> Tensor:
-    x, y, scale, angle = actor_path(actor, torch.tensor([0.0, 1.0]))
-    other = 1 - end
-    plane = _to_plane(screen, camera, end)
-    local = torch.stack([plane[0] - x[end], plane[1] - y[end]])
-    turned = _rotated(local, angle[other] - angle[end]) * (scale[other] / scale[end])
-    plane = torch.stack([turned[0] + x[other], turned[1] + y[other]])
-    return _to_screen(plane, camera, other) - screen
+def motion_in_words(scene: Scene) -> MotionInWords:
+    """Motion of a scene of one shot, without its pictures.
+
+    Args:
+        scene: One shot.
+
+    Returns:
+        The motion.
+    """
+    (shot,) = scene.shots
+    moments = torch.linspace(0, 1, NUM_DETOURS + 2)
+    camera = camera_path(shot, moments)
+    x, y, size, angle = actor_path(shot.actors[0], moments)
+    on_screen = torch.stack(
+        [_to_screen(torch.stack([x[m], y[m]]), camera, m) for m in range(len(moments))]
+    )
+    shift = torch.stack([camera[0], camera[1]], dim=1)
+    sides = torch.tensor([scene.aspect, 1.0])
+    similarities, of_actor = [], []
+    for end in (0, 1):
+        here = -end
+        for there in _elapsed(len(moments), end):
+            moved = _rotated(shift[here] - shift[there], -camera[3][there]) / camera[2][there]
+            scale = (camera[2][here] / camera[2][there]).log()
+            turn = camera[3][here] - camera[3][there]
+            similarities.append(torch.stack([*(moved / sides), scale, turn]))
+            moved = on_screen[there] - on_screen[here]
+            grown = (size[there] / size[here]).log() + scale
+            turned = angle[there] - angle[here] + turn
+            of_actor.append(torch.stack([*(moved / sides), grown, turned]))
+    count = NUM_DETOURS + 1
+    return MotionInWords(
+        torch.stack(similarities).view(2, count, 4), torch.stack(of_actor).view(2, count, 4)
+    )
+
+
+def _elapsed(num_moments: int, end: int) -> list[int]:
+    """The later moments on the way from an end to the other one."""
+    return list(range(1, num_moments)) if end == 0 else list(range(num_moments - 2, -1, -1))
+
+
+def _background_path(camera: tuple[Tensor, ...], screen: Tensor, end: int) -> Tensor:
+    """Displacements ``(moments, 2, rows, columns)`` on the way from an end."""
+    plane = _to_plane(screen, camera, -end)
+    moments = _elapsed(len(camera[0]), end)
+    return torch.stack([_to_screen(plane, camera, moment) - screen for moment in moments])
+
+
+def _actor_path_on_screen(
+    actor: Actor, moments: Tensor, camera: tuple[Tensor, ...], screen: Tensor, end: int
+) -> Tensor:
+    """The same of what moves with an actor."""
+    x, y, scale, angle = actor_path(actor, moments)
+    plane = _to_plane(screen, camera, -end)
+    local = torch.stack([plane[0] - x[-end], plane[1] - y[-end]])
+    path = []
+    for moment in _elapsed(len(moments), end):
+        grown = scale[moment] / scale[-end]
+        turned = _rotated(local, angle[moment] - angle[-end]) * grown
+        plane = torch.stack([turned[0] + x[moment], turned[1] + y[moment]])
+        path.append(_to_screen(plane, camera, moment) - screen)
+    return torch.stack(path)
 
 
 def _to_plane(screen: Tensor, camera: tuple[Tensor, ...], end: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixeldance.models.alignment import Aligned, ReferenceAligner
 from pixeldance.models.layers import warp
 from pixeldance.models.matching import PATCH_VALUES
+from pixeldance.models.motion import NUM_CANDIDATES
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -35,7 +36,12 @@ def test_warping_by_half_a_pixel_takes_the_mean() -> None:
 
 
 def aligned(
-    coarse: Tensor, references: Tensor, *, trust: float, last_frame: int = 8, slot: int = 1
+    coarse: Tensor,
+    references: Tensor,
+    *,
+    trust: float,
+    slot: int = 1,
+    present: tuple[bool, bool] = (True, True),
 ) -> Aligned:
     """Align with a network that is certain of its matches and takes only one hypothesis.
 
@@ -46,12 +52,22 @@ def aligned(
         aligner = ReferenceAligner(match_channels=32, align_channels=8, choose_channels=16)
     aligner.log_temperature.data.fill_(7.0)
     aligner.motion.filters.data[:] = torch.eye(PATCH_VALUES)[: len(aligner.motion.filters)]
-    aligner.motion.leave[-1].bias.data[0] = 30.0  # the strongest motion, everywhere
+    motion = aligner.motion
+    motion.leave[-1].bias.data[0] = 30.0  # the strongest motion, everywhere
+    # without two pictures: what the text says of the camera, 16 pixels to the left after all
+    motion.leave[-1].bias.data[NUM_CANDIDATES] = 30.0 if not all(present) else 0.0
+    for layer in (motion.reader.say_camera, motion.reader.say_subject, motion.tell_camera):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    path = torch.zeros(4, 4)
+    path[:, 0] = -16 / 32 * torch.arange(1, 5) / 4  # shift in x after each quarter
+    motion.reader.say_camera.bias.data.copy_(path.flatten())
     chosen: Tensor = aligner.choose[-1].bias.data
     chosen[:2] = trust
-    offsets = offsets_of(slot, last_frame)
+    there = torch.tensor([present])
     with torch.no_grad():
-        return aligner(coarse, references, references, offsets, torch.ones(1, 2, dtype=torch.bool))
+        made, _ = motion(references, there, torch.zeros(1, 0, 384))
+        return aligner(coarse, references, references, offsets_of(slot, 8), there, made)
 
 
 def offsets_of(slot: int, last_frame: int) -> Tensor:
@@ -103,7 +119,19 @@ def test_coarse_frames_that_show_the_motion_are_followed_whatever_the_references
         )
 
 
-def test_with_one_reference_only_matching_is_left() -> None:
+def test_one_reference_is_carried_to_where_the_text_says_until_the_clip_ends() -> None:
+    references, wide = moving(16)
+    blank = torch.zeros(1, 4, 3, 64, 64)
+    made = aligned(blank, references, trust=30.0, present=(True, False)).pictures[0, 0]
+    inner = slice(24, 40)
+    for q in range(4):
+        truth = wide[..., 2 * (q + 1) :][..., :64]
+        torch.testing.assert_close(
+            made[q][:, inner, inner], truth[:, inner, inner], atol=0.05, rtol=0
+        )
+
+
+def test_without_motion_only_matching_is_left() -> None:
     references, _ = moving(16)
     coarse = references[:, :1].expand(-1, 4, -1, -1, -1)
     aligner = ReferenceAligner(match_channels=32, align_channels=8, choose_channels=16)

@@ -1,6 +1,7 @@
 """The codec: its projection is exact algebra, its decoder ignores what is not given."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_the_content_of_an_absent_reference_changes_nothing(codec: LinearVideoCo
     references = make_references(2, 16, 32)
     references.present[:, 1] = False
     pictures, frames = references.pictures.clone(), references.frames.clone()
-    pictures[:, 1], frames[:, 1] = 1000.0, 7
+    pictures[:, 1] = 1000.0
     other = References(pictures, frames, references.present)
     assert torch.equal(
         codec.decode(latents, references).sample, codec.decode(latents, other).sample
@@ -223,7 +224,9 @@ def test_with_three_references_each_gap_is_helped_by_the_two_around_it(
     )
 
     def helped_by(*which: int) -> Tensor:
-        return codec.decode(latents, References(*(part[:, list(which)] for part in three))).sample
+        return codec.decode(
+            latents, References(*(part[:, list(which)] for part in three[:3]))
+        ).sample
 
     made = codec.decode(latents, three).sample
     outer, first, second = helped_by(0, 2), helped_by(0, 1), helped_by(1, 2)
@@ -236,6 +239,40 @@ def test_with_three_references_each_gap_is_helped_by_the_two_around_it(
     ):
         torch.testing.assert_close(made[:, :, frames], expected[:, :, frames], atol=1e-4, rtol=0)
     assert (first - second).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_cut_that_the_text_asks_for_stands_half_way_between_two_pictures(asks: bool) -> None:
+    codec = make_codec()
+    refiner: Any = codec.refiner
+    says = refiner.aligner.motion.reader.say_cut
+    torch.nn.init.zeros_(says.weight)
+    torch.nn.init.constant_(says.bias, 1.0 if asks else -1.0)
+    latents, both = noise(1, Z_DIM, 5, 1, 2), make_references(2, 16, 32)
+    both = References(*(part[:1] for part in both[:3]), text=noise(1, 3, 384))
+    made = codec.decode(latents, both).sample
+    if asks:
+        # frames 0 to 8 are latent frames 0 to 2 of 5
+        first, last = (
+            codec.decode(
+                latents, both._replace(present=torch.tensor([given]), text=0 * both.text)
+            ).sample
+            for given in ([True, False], [False, True])
+        )
+        expected = torch.cat([first[:, :, :9], last[:, :, 9:]], dim=2)
+    else:
+        torch.nn.init.constant_(says.bias, -50.0)
+        expected = codec.decode(latents, both).sample
+    torch.testing.assert_close(made, expected, atol=1e-3, rtol=0)
+    torch.nn.init.constant_(says.bias, 1.0)
+    cut = codec.decode(latents, both).sample
+    assert ((made - cut).abs().max() > 0.01) == (not asks)
+
+
+def test_text_of_another_encoder_is_refused(codec: LinearVideoCodec) -> None:
+    references = make_references(2, 16, 32)._replace(text=noise(2, 3, 7))
+    with pytest.raises(InputError, match=r"\(batch, tokens, 384\).*got \(2, 3, 7\).*encoder"):
+        codec.decode(noise(2, Z_DIM, 3, 1, 2), references)
 
 
 @pytest.mark.parametrize("frames", [[[0, 4, 8], [0, 4, 12]], [[8, 4, 0]] * 2, [[0, 4, 4]] * 2])
@@ -251,14 +288,18 @@ def test_more_than_two_references_stand_in_order(
 
 @pytest.mark.parametrize("has_refiner", [True, False])
 def test_saved_and_loaded_codecs_agree(tmp_path: Path, has_refiner: bool) -> None:
-    codec = make_codec(has_refiner=has_refiner)
+    codec = make_codec(has_refiner=has_refiner).eval()
     codec.save_pretrained(tmp_path)
     loaded = LinearVideoCodec.from_pretrained(tmp_path)
     video, references = make_video(5, 16, 16), make_references(2, 16, 16)
     latents = encode_pictures(codec, video)
     assert torch.equal(encode_pictures(loaded, video), latents)
-    assert torch.equal(
-        decode_latents(loaded, latents, references), decode_latents(codec, latents, references)
+    # weights at other addresses: products are summed up in another order
+    torch.testing.assert_close(
+        decode_latents(loaded, latents, references),
+        decode_latents(codec, latents, references),
+        atol=1e-3,
+        rtol=0,
     )
 
 

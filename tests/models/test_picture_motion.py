@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pixeldance.models.matching import PATCH_VALUES
-from pixeldance.models.motion import Candidates, Motion, PictureMotion, carried, still
+from pixeldance.models.motion import Motion, PictureMotion, carried, still
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -16,12 +16,17 @@ def constant(x: float, y: float, height: int = 12, width: int = 16) -> Motion:
     """Everything moves by x, y pixels from the first picture to the second."""
     there = torch.tensor([x, y]).view(1, 1, 2, 1, 1).expand(1, 1, 2, height, width)
     flow = torch.cat([there, -there], dim=1)
-    return Motion(flow, torch.zeros(1, 2, 1, height, width))
+    detour = torch.zeros(1, 2, 3, 2, height, width)
+    return Motion(flow, torch.zeros(1, 2, 1, height, width), detour)
+
+
+def given(*present: bool) -> Tensor:
+    return torch.tensor([present or (True, True)])
 
 
 @pytest.mark.parametrize("time", [0.0, 0.25, 0.5, 1.0])
 def test_what_moves_as_one_is_fetched_from_where_it_was_and_will_be(time: float) -> None:
-    flow, front = carried(constant(16.0, -8.0), torch.tensor([[time]]))
+    flow, front = carried(constant(16.0, -8.0), torch.tensor([[time]]), given())
     assert flow.shape == (1, 2, 1, 2, 12, 16)
     for number, share in ((0, -time), (1, 1 - time)):
         expected = torch.tensor([16.0 * share, -8.0 * share]).view(2, 1, 1).expand(2, 12, 16)
@@ -38,11 +43,11 @@ def crossing(order: tuple[int, int] = (2, 8)) -> Motion:
     for number, (column, sign) in enumerate(zip(order, (1, -1), strict=True)):
         flow[0, number, 0, 4:8, column : column + 4] = sign * distance
         front[0, number, 0, 4:8, column : column + 4] = 1.0
-    return Motion(flow, front)
+    return motion._replace(flow=flow, front=front)
 
 
 def test_what_lies_in_front_hides_what_lies_behind() -> None:
-    flow, front = carried(crossing(), torch.tensor([[0.5, 1 / 6]]))
+    flow, front = carried(crossing(), torch.tensor([[0.5, 1 / 6]]), given())
     for frame, column in enumerate((5, 3)):
         square = front[0, frame, 0] > 0.9
         assert square[4:8, column : column + 4].all()
@@ -58,7 +63,7 @@ def test_what_lies_in_front_hides_what_lies_behind() -> None:
 
 def test_at_its_own_time_a_picture_stays_where_it_is() -> None:
     motion = crossing()
-    flow, front = carried(motion, torch.tensor([[0.0, 1.0]]))
+    flow, front = carried(motion, torch.tensor([[0.0, 1.0]]), given())
     for end in (0, 1):
         shown = motion.front[0, end] > 0.5
         assert flow[0, end, end][:, shown[0]].abs().max() < 1e-3
@@ -66,7 +71,9 @@ def test_at_its_own_time_a_picture_stays_where_it_is() -> None:
 
 
 def test_without_two_pictures_nothing_moves() -> None:
-    flow, front = carried(still(torch.zeros(2, 2, 3, 32, 48)), torch.rand(2, 3))
+    flow, front = carried(
+        still(torch.zeros(2, 2, 3, 32, 48)), torch.rand(2, 3), given().expand(2, -1)
+    )
     assert flow.shape == (2, 2, 3, 2, 8, 12)
     assert not flow.any()
     assert not front.any()
@@ -75,7 +82,7 @@ def test_without_two_pictures_nothing_moves() -> None:
 def make_network(*, is_random: bool = True) -> PictureMotion:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = PictureMotion(descriptor_channels=PATCH_VALUES, channels=(16, 16))
+        network = PictureMotion(PATCH_VALUES, channels=(16, 16, 20), text_dim=6)
         if is_random:
             for parameter in network.parameters():
                 parameter.data.add_(0.1 * torch.randn(parameter.shape))
@@ -83,16 +90,65 @@ def make_network(*, is_random: bool = True) -> PictureMotion:
     return network
 
 
-def test_pairs_do_not_see_each_other_and_exchanging_a_pair_exchanges_its_motion() -> None:
-    network, pictures = make_network(), noise(2, 2, 3, 32, 48)
-    candidates = network.candidates(pictures)
-    together = network.chosen(pictures, candidates)
-    assert [part.shape for part in together] == [(2, 2, 2, 8, 12), (2, 2, 1, 8, 12)]
-    alone = network(pictures[1:])
-    turned = network.chosen(pictures.flip(1), Candidates(*(part.flip(1) for part in candidates)))
-    for part, single, exchanged in zip(together, alone, turned, strict=True):
-        torch.testing.assert_close(part[1:], single, atol=1e-3, rtol=1e-4)
-        torch.testing.assert_close(part, exchanged.flip(1), atol=1e-3, rtol=1e-4)
+def text_of(count: int, *, seed: int = 7) -> Tensor:
+    text = noise(count, 5, 6, seed=seed)
+    text[:, 3:] = 0.0  # padding
+    return text
+
+
+def test_clips_do_not_see_each_other() -> None:
+    network, pictures, text = make_network(), noise(2, 2, 3, 32, 48), text_of(2)
+    present = torch.tensor([[True, True], [True, False]])
+    together, _ = network(pictures, present, text)
+    assert [part.shape for part in together] == [
+        (2, 2, 2, 8, 12),
+        (2, 2, 1, 8, 12),
+        (2, 2, 3, 2, 8, 12),
+    ]
+    for clip in (0, 1):
+        alone, _ = network(pictures[[clip]], present[[clip]], text[[clip], :4])
+        for part, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(part[[clip]], single, atol=1e-3, rtol=1e-4)
+
+
+def test_an_absent_picture_is_not_looked_at_and_the_text_is_read() -> None:
+    network, pictures, text = make_network(), noise(1, 2, 3, 32, 48), text_of(1)
+    other = torch.cat([pictures[:, :1], 1000 * pictures[:, 1:]], dim=1)
+    made = network(pictures, given(True, False), text)[0]
+    for part, same in zip(made, network(other, given(True, False), text)[0], strict=True):
+        assert torch.equal(part, same)
+    changed = network(pictures, given(True, False), text_of(1, seed=8))[0]
+    assert (changed.flow - made.flow).abs().max() > 1e-3
+    assert (changed.detour - made.detour).abs().max() > 1e-3
+
+
+def test_a_detour_is_gone_and_is_over_at_both_ends() -> None:
+    motion = constant(16.0, 0.0)
+    motion.detour[:, 0, :, 1] = torch.tensor([4.0, 8.0, 4.0])[:, None, None]  # down and back
+    motion.detour[:, 1, :, 1] = torch.tensor([4.0, 8.0, 4.0])[:, None, None]
+    time = torch.tensor([[0.0, 0.125, 0.25, 0.5, 0.875, 1.0]])
+    flow, _ = carried(motion, time, given())
+    for frame, down in enumerate((0.0, 2.0, 4.0, 8.0, 2.0, 0.0)):
+        torch.testing.assert_close(
+            flow[0, 0, frame, 1], torch.full((12, 16), -down), atol=1e-3, rtol=0
+        )
+        torch.testing.assert_close(
+            flow[0, 1, frame, 1], torch.full((12, 16), -down), atol=1e-3, rtol=0
+        )
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_one_picture_alone_is_carried_all_the_way(end: int) -> None:
+    motion = crossing()
+    motion.flow[:, 1 - end] = 1000.0  # of an absent picture: never looked at
+    present = given(end == 0, end == 1)
+    flow, front = carried(motion, torch.tensor([[0.5]]), present)
+    square = front[0, 0, 0] > 0.9
+    assert square[4:8, 5:9].all()
+    assert int(square.sum()) == 16
+    assert flow[0, end, 0, 0, 4:8, 5:9].mean() == pytest.approx(12.0 if end else -12.0, abs=0.1)
+    # where the square was, what is behind it appears: it rests
+    assert flow[0, end, 0, :, 4:8, (2 if end == 0 else 10)].abs().max() < 0.5
 
 
 def test_a_picture_found_again_is_found_to_the_pixel_before_anything_is_learned() -> None:
@@ -100,7 +156,7 @@ def test_a_picture_found_again_is_found_to_the_pixel_before_anything_is_learned(
     wide = torch.nn.functional.avg_pool2d(wide, 3, stride=1, padding=1) * 3
     pictures = torch.stack([wide[..., :96], wide[..., 16:]])[None]
     with torch.no_grad():
-        candidates = make_network(is_random=False).candidates(pictures)
+        candidates = make_network(is_random=False).candidates(pictures, given())
     for number, shift in ((0, -16.0), (1, 16.0)):
         found = candidates.flow[0, number, 0]
         torch.testing.assert_close(found[0], torch.full((16, 24), shift), atol=0.3, rtol=0)
@@ -114,12 +170,13 @@ def test_a_picture_found_again_is_found_to_the_pixel_before_anything_is_learned(
 
 def test_gradient_reaches_every_weight() -> None:
     network = make_network()
-    motion = network(noise(1, 2, 3, 32, 32))
-    flow, front = carried(motion, torch.tensor([[0.3]]))
+    motion, _ = network(noise(1, 2, 3, 32, 32), given(), text_of(1))
+    flow, front = carried(motion, torch.tensor([[0.3]]), given())
     (flow.square().mean() + front.square().mean()).backward()
     without = {
         name
         for name, parameter in network.named_parameters()
         if parameter.grad is None or not parameter.grad.any()
     }
-    assert without == {"filters"}
+    # filters are closed form; whether there is a cut is no motion
+    assert without == {"filters", "reader.say_cut.weight", "reader.say_cut.bias"}

@@ -12,7 +12,7 @@ from torch import Tensor
 from pixeldance.instructions import TrainingRecipe
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.models.text import find_text_encoder
-from pixeldance.training.config import BucketConfig, ModelConfig, RefinerConfig, TrainConfig
+from pixeldance.training.config import BucketConfig, ModelConfig, TrainConfig
 from pixeldance.training.data import (
     StepPlan,
     micro_steps,
@@ -163,20 +163,36 @@ def test_batches_for_the_transformer(codec: LinearVideoCodec) -> None:
 
 def test_batches_for_the_refiner(codec: LinearVideoCodec) -> None:
     batch = one_batch(make_config(Path(), part="refiner", buckets=BUCKETS[1:]), codec)
-    assert set(batch) == {"video", "sample_ids", "weight"}
+    assert set(batch) == {"video", "sample_ids", "weight", "prompt_embeds"}
+    assert batch["prompt_embeds"].flatten(1).any(1).all()
     assert batch["video"].shape == (2, 3, 9, 48, 64)
     assert batch["video"].dtype == torch.uint8
     assert batch["video"].max() > 200
 
 
-def test_a_refiner_that_learns_from_a_transformer_gets_its_captions(
-    codec: LinearVideoCodec,
-) -> None:
-    refiner = RefinerConfig(transformer="runs/transformer/export")
-    config = make_config(Path(), part="refiner", refiner=refiner, buckets=BUCKETS[1:])
-    batch = one_batch(config, codec)
-    assert set(batch) == {"video", "sample_ids", "weight", "prompt_embeds"}
-    assert batch["prompt_embeds"].flatten(1).any(1).all()
+def test_batches_for_the_motion(codec: LinearVideoCodec) -> None:
+    batch = one_batch(make_config(Path(), part="motion", buckets=BUCKETS[1:]), codec)
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "pictures": (2, 2, 3, 48, 64),
+        "flow": (2, 2, 2, 12, 16),
+        "front": (2, 2, 1, 12, 16),
+        "detour": (2, 2, 3, 2, 12, 16),
+        "prompt_embeds": (2, TEXT_TOKENS, TEXT_DIM),
+        "sample_ids": (2,),
+        "weight": (2,),
+    }
+
+
+def test_batches_for_the_reader(codec: LinearVideoCodec) -> None:
+    batch = one_batch(make_config(Path(), part="reader", buckets=BUCKETS[1:]), codec)
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "camera": (2, 2, 4, 4),
+        "subject": (2, 2, 4, 4),
+        "cut": (2,),
+        "prompt_embeds": (2, TEXT_TOKENS, TEXT_DIM),
+        "sample_ids": (2,),
+        "weight": (2,),
+    }
 
 
 @pytest.mark.parametrize(("simple_share", "low", "high"), [(0.0, 0, 4), (1.0, 8, 8)])

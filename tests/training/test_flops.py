@@ -1,11 +1,14 @@
 """Operations of a training step: the closed formula against PyTorch's counter."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_training import BUCKETS, make_codec, make_config
+from tiny_training import BUCKETS, TEXT_DIM, TEXT_TOKENS, make_codec, make_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixeldance.errors import CheckpointError
@@ -16,7 +19,7 @@ from pixeldance.training.config import BucketConfig, ModelConfig, RefinerConfig
 from pixeldance.training.flops import (
     clip_tokens,
     forward_flops,
-    motion_candidates,
+    motion_inputs,
     peak_flops,
     peak_of_name,
     refiner_inputs,
@@ -107,17 +110,33 @@ def test_a_training_step_of_the_refiner(tmp_path: Path) -> None:
     assert clip_tokens(config, bucket) == 3 * 3 * 3
 
 
+@contextmanager
+def counting_attention() -> Iterator[FlopCounterMode]:
+    """The counter does not know the fused attention of CPUs."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 def test_a_training_step_of_the_motion(tmp_path: Path) -> None:
     make_codec(tmp_path / "codec")
     bucket = BUCKETS[0]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        PictureMotion().chosen(
-            torch.zeros(1, 2, 3, bucket.height, bucket.width),
-            motion_candidates(1, bucket.height, bucket.width),
-        )
     config = make_config(tmp_path, part="motion")
+    with counting_attention() as counter:
+        PictureMotion(text_dim=TEXT_DIM).requires_grad_(False).chosen(
+            *motion_inputs(1, TEXT_TOKENS, TEXT_DIM, bucket.height, bucket.width)
+        )
     assert training_flops(config, bucket) == 3 * counter.get_total_flops() > 0
     assert clip_tokens(config, bucket) == 2 * 12 * 12
+
+
+def test_a_training_step_of_the_reader(tmp_path: Path) -> None:
+    make_codec(tmp_path / "codec")
+    with counting_attention() as counter:
+        reader = PictureMotion(text_dim=TEXT_DIM).reader.requires_grad_(False)
+        reader(torch.zeros(1, TEXT_TOKENS, TEXT_DIM))
+    config = make_config(tmp_path, part="reader")
+    assert training_flops(config, BUCKETS[0]) == 3 * counter.get_total_flops() > 0
+    assert clip_tokens(config, BUCKETS[0]) == TEXT_TOKENS
 
 
 def test_groups_per_clip_add_to_the_refiners_work_up_to_the_clips_length(tmp_path: Path) -> None:

@@ -209,8 +209,13 @@ class PassThrough(nn.Module):
         self.enter = nn.Conv2d(1, 1, 1)  # decides the dtype of the inputs
         self.given: list[tuple[Any, ...]] = []
 
-    def motion_between(self, pictures: Tensor) -> Motion:
+    def motion_between(self, pictures: Tensor, present: Tensor, text: Tensor) -> Motion:
+        assert present.all()
+        assert text.any()
         return still(pictures)
+
+    def asks_for_cut(self, text: Tensor) -> Tensor:
+        return torch.zeros(len(text), dtype=torch.bool)
 
     def forward(self, coarse: Tensor, *given: Any) -> tuple[Tensor, None]:
         self.given.append(given)

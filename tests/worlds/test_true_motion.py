@@ -9,7 +9,7 @@ from tiny_world import make_assets, plain
 
 from pixeldance.models.layers import warp
 from pixeldance.worlds.assets import WorldAssets
-from pixeldance.worlds.motion import TrueMotion, true_motion
+from pixeldance.worlds.motion import TrueMotion, motion_in_words, true_motion
 from pixeldance.worlds.stickers import (
     Action,
     Actor,
@@ -49,7 +49,7 @@ def motion_of(assets: WorldAssets, scene: Scene) -> TrueMotion:
 def test_the_picture_moves_against_the_camera(
     assets: WorldAssets, camera: str, x: int, y: int
 ) -> None:
-    flow, front = motion_of(assets, scene_of(Camera(camera, 0.5)))
+    flow, front, _ = motion_of(assets, scene_of(Camera(camera, 0.5)))
     expected = torch.tensor([x, y]).view(2, 1, 1) * 0.5 * HALF
     torch.testing.assert_close(flow[0], expected.expand_as(flow[0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(flow[1], -flow[0])
@@ -57,7 +57,7 @@ def test_the_picture_moves_against_the_camera(
 
 
 def test_zooming_in_moves_everything_away_from_the_centre(assets: WorldAssets) -> None:
-    flow, _ = motion_of(assets, scene_of(Camera("zoom in", math.log(2))))
+    flow, _, _ = motion_of(assets, scene_of(Camera("zoom in", math.log(2))))
     corner = torch.tensor([-WIDTH / 2 + 2, -HEIGHT / 2 + 2])  # of the first place, in pixels
     torch.testing.assert_close(flow[0, :, 0, 0], corner, atol=1e-4, rtol=0)
     torch.testing.assert_close(flow[1, :, 0, 0], -corner / 2, atol=1e-4, rtol=0)
@@ -69,7 +69,7 @@ def test_each_end_can_be_fetched_from_the_other(assets: WorldAssets, camera: str
     video = StickerWorld("train", assets).render(
         scene, height=HEIGHT, width=WIDTH, num_frames=FRAMES, fps=FPS
     )
-    flow, _ = motion_of(assets, scene)
+    flow, _, _ = motion_of(assets, scene)
     fine = F.interpolate(flow, scale_factor=4, mode="bilinear")
     inner = (..., slice(24, 40), slice(32, 64))
     for end, other in ((0, -1), (1, 0)):
@@ -80,7 +80,7 @@ def test_each_end_can_be_fetched_from_the_other(assets: WorldAssets, camera: str
 
 
 def test_an_actor_moves_by_its_action_before_a_background_that_rests(assets: WorldAssets) -> None:
-    flow, front = motion_of(
+    flow, front, _ = motion_of(
         assets,
         scene_of(Camera("static", 0.0), Action("right", 1.0, eased=True), background=plain()),
     )
@@ -95,14 +95,93 @@ def test_an_actor_moves_by_its_action_before_a_background_that_rests(assets: Wor
 def test_growing_and_turning_go_round_the_actors_own_centre(assets: WorldAssets) -> None:
     still = Camera("static", 0.0)
     for action in (Action("toward", math.log(2), eased=False), Action("spin", 2.0, eased=False)):
-        flow, front = motion_of(assets, scene_of(still, action, background=plain(), size=0.9))
+        flow, front, _ = motion_of(assets, scene_of(still, action, background=plain(), size=0.9))
         covered = (front[0] > 0.99).expand(2, -1, -1)
         assert flow[0][covered].abs().max() > 5
         mean = flow[0].flatten(1)[:, (front[0, 0] > 0.99).flatten()].mean(1)
         assert mean.abs().max() < 2.5, action.motion
 
 
+def test_the_way_of_an_arc_bends_by_its_height_and_that_of_a_bounce_comes_back(
+    assets: WorldAssets,
+) -> None:
+    rest = Camera("static", 0.0)
+    arc = scene_of(rest, Action("arc right", 1.0, eased=False), background=plain())
+    bounce = scene_of(rest, Action("bounce", 0.5, eased=False), background=plain())
+    for scene, shift, bends in (
+        (arc, 1.0, [-0.45, -0.6, -0.45]),  # 0.6 * 4 u (1 - u)
+        (bounce, 0.0, [-0.5, 0.0, -0.5]),  # two hops
+    ):
+        flow, front, detour = motion_of(assets, scene)
+        for end, sign in ((0, 1), (1, -1)):
+            covered = front[end, 0] > 0.5
+            assert flow[end, 0][covered].mean() == pytest.approx(sign * shift * HALF, abs=1e-3)
+            for moment, bend in enumerate(bends):
+                assert detour[end, moment, 0][covered].abs().max() < 1e-3
+                assert detour[end, moment, 1][covered].mean() == pytest.approx(
+                    bend * HALF, abs=1e-3
+                )
+            assert not detour[end][..., front[end, 0] == 0].any()
+
+
 def test_a_scene_with_a_cut_has_no_motion(assets: WorldAssets) -> None:
     shot = scene_of(Camera("static", 0.0)).shots[0]
     with pytest.raises(ValueError, match="unpack"):
         motion_of(assets, Scene((shot, shot), WIDTH / HEIGHT))
+
+
+@pytest.mark.parametrize(
+    "camera", ["pan left", "tilt down", "zoom in", "zoom out", "roll right", "follow"]
+)
+def test_what_words_say_of_the_camera_is_how_the_background_moves(
+    assets: WorldAssets, camera: str
+) -> None:
+    action = Action("right", 0.7, eased=False)
+    scene = scene_of(Camera(camera, 0.4), action, background=plain())
+    flow, front, detour = motion_of(assets, scene)
+    words = motion_in_words(scene)
+    x = (torch.arange(WIDTH // 4) + 0.5) * 4 - WIDTH / 2
+    y = (torch.arange(HEIGHT // 4) + 0.5) * 4 - HEIGHT / 2
+    place = torch.complex(*torch.meshgrid(x, y, indexing="xy"))
+    behind = front[:, 0] == 0
+    for end in (0, 1):
+        for moment in range(4):
+            across, down, log_scale, turn = words.camera[end, moment]
+            factor = torch.exp(torch.complex(log_scale, turn))
+            moved = factor * place + torch.complex(WIDTH / 2 * across, HALF * down) - place
+            truth = flow[end] if moment == 3 else detour[end, moment] + (moment + 1) / 4 * flow[end]
+            expected = torch.complex(truth[0], truth[1])
+            torch.testing.assert_close(moved[behind[end]], expected[behind[end]], atol=1e-3, rtol=0)
+
+
+def test_what_words_say_of_the_subject_is_how_its_centre_moves(assets: WorldAssets) -> None:
+    scene = scene_of(
+        Camera("pan right", 0.4), Action("arc right", 0.7, eased=False), background=plain()
+    )
+    flow, front, detour = motion_of(assets, scene)
+    words = motion_in_words(scene)
+    sides = torch.tensor([WIDTH / 2, HALF])
+    for end in (0, 1):
+        covered = front[end, 0] > 0.5
+        for moment in range(4):
+            truth = flow[end] if moment == 3 else detour[end, moment] + (moment + 1) / 4 * flow[end]
+            torch.testing.assert_close(
+                words.subject[end, moment, :2] * sides, truth[:, covered].mean(1), atol=1e-3, rtol=0
+            )
+
+
+def test_what_words_say_of_the_subject_is_how_it_grows_and_turns(assets: WorldAssets) -> None:
+    rest = Camera("static", 0.0)
+    for action, log_scale, turn in (
+        (Action("toward", 0.5, eased=False), 0.5, 0.0),
+        (Action("away", 0.5, eased=False), -0.5, 0.0),
+        (Action("spin", -2.0, eased=False), 0.0, -2.0),
+    ):
+        words = motion_in_words(scene_of(rest, action, background=plain()))
+        elapsed = torch.arange(1, 5) / 4
+        for end, sign in ((0, 1), (1, -1)):
+            torch.testing.assert_close(words.subject[end, :, 2], sign * log_scale * elapsed)
+            torch.testing.assert_close(words.subject[end, :, 3], sign * turn * elapsed)
+            assert words.subject[end, :, :2].abs().max() < 1e-6
+    zoomed = motion_in_words(scene_of(Camera("zoom in", 0.3), Action("still", 0.0, eased=False)))
+    assert zoomed.subject[0, -1, 2] == pytest.approx(0.3, abs=1e-5)

@@ -1,0 +1,96 @@
+"""What a text says about motion, before any picture is seen.
+
+Learned queries read the token states of the text: two for how the camera moves, as seen from the
+first and from the last frame, and two for how the subject does.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+NUM_MOMENTS = 4  # at which paths are told: after 1/4, 2/4, 3/4 and all of the way
+PARAMETERS = 4  # of a similarity: shift in x and y, log of the scale, turn
+HEADS = 5
+_LAYERS = 2
+
+
+class Said(NamedTuple):
+    """What a text says; see :class:`pixeldance.models.motion.Told` for what its numbers mean.
+
+    Attributes:
+        tokens: ``(n, 4, width)``, of the camera and of the subject, from both ends.
+        camera: ``(n, 2, 4, 4)``, how what stands still moves on the screen from each end until each
+            of four moments: shift in halves of the picture's sides, log of the scale and turn in
+            radians around the picture's centre.
+        subject: The same of what the text names first; it grows and turns around its own centre.
+        cut: ``(n,)``, positive where the text asks for a cut to another shot.
+        text: ``(n, tokens, width)``, token states for others to read; the first one is no word.
+        padding: ``(n, tokens)`` bool, what they must not read.
+    """
+
+    tokens: Tensor
+    camera: Tensor
+    subject: Tensor
+    cut: Tensor
+    text: Tensor
+    padding: Tensor
+
+
+class TextReader(nn.Module):
+    """Reads what a text says about motion.
+
+    Args:
+        text_dim: Width of the token states.
+        width: Width inside.
+    """
+
+    def __init__(self, text_dim: int, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, width))
+        self.no_word = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.queries = nn.Parameter(0.02 * torch.randn(1, 4, width))
+        self.layers = nn.ModuleList(decoder_layer(width) for _ in range(_LAYERS))
+        self.norm = nn.LayerNorm(width)
+        self.say_camera = nn.Linear(width, NUM_MOMENTS * PARAMETERS)
+        self.say_subject = nn.Linear(width, NUM_MOMENTS * PARAMETERS)
+        self.say_cut = nn.Linear(width, 1)
+
+    def forward(self, text: Tensor) -> Said:
+        """Read.
+
+        Args:
+            text: Token states ``(n, tokens, text_dim)``, zeros after the real ones; none at all are
+                no text.
+
+        Returns:
+            What it says.
+        """
+        no_word = self.no_word.expand(len(text), -1, -1)
+        entered = self.enter(text.to(self.no_word.dtype))
+        words = torch.cat([no_word.to(entered.dtype), entered], dim=1)
+        padding = F.pad(~text.any(2), (1, 0), value=False)
+        tokens = self.queries.expand(len(text), -1, -1).to(words.dtype)
+        for layer in self.layers:
+            tokens = layer(tokens, words, memory_key_padding_mask=padding)
+        tokens = self.norm(tokens)
+        camera = self.say_camera(tokens[:, :2]).float()
+        subject = self.say_subject(tokens[:, 2:]).float()
+        cut = self.say_cut(words)[:, :, 0].float().masked_fill(padding, -torch.inf)
+        return Said(
+            tokens,
+            rearrange(camera, "n r (k p) -> n r k p", k=NUM_MOMENTS),
+            rearrange(subject, "n r (k p) -> n r k p", k=NUM_MOMENTS),
+            cut.amax(1),  # one word says it
+            words,
+            padding,
+        )
+
+
+def decoder_layer(width: int) -> nn.TransformerDecoderLayer:
+    """Attention among the tokens, attention to the text, and an MLP."""
+    return nn.TransformerDecoderLayer(
+        width, HEADS, 3 * width, 0.0, F.gelu, batch_first=True, norm_first=True
+    )
