@@ -45,6 +45,7 @@ _NUM_MOTIONS = 4  # candidates that hold for a part of the picture
 NUM_CANDIDATES = _NUM_MOTIONS + 1  # single matches are one more
 _TOKEN = 16  # side of the cells that the transformer sees
 _LAYERS = 3
+_IN_FRONT = 0.5  # how likely something must be in front to move with it, not with the camera
 _FRONT = 8.0  # how much more what lies in front weighs, as a power of e
 _KNOWN = 1e-7  # weight from which something has landed at a place
 _FILL = ((3, 1e-7), (9, 1e-10), (33, 1e-13))  # what fills holes: size of the surroundings, weight
@@ -254,7 +255,9 @@ class PictureMotion(nn.Module):
         share = logits.softmax(dim=2)[:, :, :, None]
         flows = torch.cat([candidates.flow, told.camera[:, :, -1:], told.cells[:, :, -1:]], dim=2)
         flow = (share * flows).sum(2) + FINE * made[:, :, count + 2 : count + 4]
-        path = torch.lerp(told.camera, told.cells, front[:, :, None])
+        # half of one displacement and half of another one tears things to pieces
+        path = torch.where(front[:, :, None] > _IN_FRONT, told.cells, told.camera)
+        flow = torch.where(is_pair, flow, path[:, :, -1])
         elapsed = _moments(path.device)
         detour = path[:, :, :-1] - elapsed[:, None, None, None] * path[:, :, -1:]
         # between two pictures, errors of a path show more than that it bends
