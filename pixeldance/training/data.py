@@ -117,20 +117,21 @@ class _World(Dataset[dict[str, Tensor]]):
         if self.config.part == "motion":
             scenes = [_uncut(world, *pair, aspect) for pair in zip(scenes, mine, strict=True)]
         captions = [describe(scene, number) for scene, number in zip(scenes, mine, strict=True)]
-        if self.config.part in ("motion", "reader"):
-            if self.config.part == "motion":
+        match self.config.part:
+            case "motion":
                 batch = _end_pictures(world, scenes, bucket, self.config.fps)
-            else:
+                keep = _texts_kept(mine)
+            case "reader":
                 batch = _motions_in_words(scenes)
-            keep = [random.Random(f"text:{number}").random() >= _NO_TEXT for number in mine]
-        elif self.config.part == "refiner":
-            videos = render_clips(world, scenes, bucket, self.config.fps)
-            batch = {"video": (videos * 255).round().to(torch.uint8)}
-            keep = [True] * len(mine)
-        else:
-            videos = render_clips(world, scenes, bucket, self.config.fps)
-            batch = self._instructed(videos * 2 - 1, mine)
-            keep = batch.pop("keep")
+                keep = _texts_kept(mine)
+            case "refiner":
+                videos = render_clips(world, scenes, bucket, self.config.fps)
+                batch = {"video": (videos * 255).round().to(torch.uint8)}
+                keep = [True] * len(mine)
+            case "transformer":
+                videos = render_clips(world, scenes, bucket, self.config.fps)
+                batch = self._instructed(videos * 2 - 1, mine)
+                keep = batch.pop("keep")
         captions = [text if is_kept else "" for text, is_kept in zip(captions, keep, strict=True)]
         batch["prompt_embeds"], _ = encode_prompts(
             tokenizer, text_encoder, captions, max_sequence_length=self.config.model.text_tokens
@@ -210,6 +211,11 @@ def _uncut(world: StickerWorld, scene: Scene, number: int, aspect: float) -> Sce
         attempt += 1
         scene = world.sample_scene(stable_hash("uncut", number, attempt), aspect=aspect)
     return scene
+
+
+def _texts_kept(sample_ids: Sequence[int]) -> list[bool]:
+    """For which samples the motion is learned with the text."""
+    return [random.Random(f"text:{number}").random() >= _NO_TEXT for number in sample_ids]
 
 
 def _motions_in_words(scenes: Sequence[Scene]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.models.matching import CELL, patches, whitening
-from pixeldance.models.motion import FINE
+from pixeldance.models.motion import FINE, PictureMotion
 from pixeldance.models.reading import Said
 from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.training.config import TrainConfig
@@ -31,24 +32,41 @@ _BEHIND = 0.1  # opacity up to which a place counts as background
 _UNIT = 8.0  # pixels of displacement that count as much as 1 in the other losses
 
 
-class MotionPart:
-    """Displacements and what lies in front, both known exactly from the world's geometry."""
+class _PartOfMotion(ABC):
+    """A network that belongs to the motion; it is exported with the whole codec."""
 
     def __init__(self, config: TrainConfig, codec: LinearVideoCodec) -> None:
         self.config = config
         self.codec = codec_with_refiner(config, codec)
-        refiner = cast("ReferenceRefiner", self.codec.refiner)
         if config.initial is None:
-            filters = refiner.aligner.motion.filters
+            filters = _motion_of(self.codec).filters
             filters.data.copy_(_world_filters(StickerWorld("train"), len(filters)))
-        self.model: nn.Module = refiner.aligner.motion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = self._trained_in(self.codec)
 
-    def to(self, device: torch.device) -> None:
+    @abstractmethod
+    def _trained_in(self, codec: LinearVideoCodec) -> nn.Module:
+        """The network of a codec that this part trains."""
+
+    def to(self, device: torch.device) -> None:  # noqa: B027 - no part has more
         """The loss needs the model only."""
 
     def fingerprint(self) -> dict[str, Any]:
         """The U-Net's widths: the codec is exported as a whole."""
         return {"refiner.channels": list(self.config.refiner.channels)}
+
+    def export(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Write the whole codec, in float32."""
+        codec = copy.deepcopy(self.codec)
+        self._trained_in(codec).load_state_dict(state)
+        codec.save_pretrained(folder)
+
+
+class MotionPart(_PartOfMotion):
+    """Displacements and what lies in front, both known exactly from the world's geometry."""
+
+    def _trained_in(self, codec: LinearVideoCodec) -> nn.Module:
+        motion: nn.Module = _motion_of(codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return motion
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
         """Weighted absolute error of the paths, and entropy of what lies in front."""
@@ -70,31 +88,12 @@ class MotionPart:
         entropy = F.binary_cross_entropy(seen, front, reduction="none") * there
         return PartLoss(losses + entropy.flatten(1).mean(1), None)
 
-    def export(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write the whole codec, in float32."""
-        codec = copy.deepcopy(self.codec)
-        cast("ReferenceRefiner", codec.refiner).aligner.motion.load_state_dict(state)
-        codec.save_pretrained(folder)
 
-
-class ReaderPart:
+class ReaderPart(_PartOfMotion):
     """What a text says about motion, known from the scene; learned before any picture is seen."""
 
-    def __init__(self, config: TrainConfig, codec: LinearVideoCodec) -> None:
-        self.config = config
-        self.codec = codec_with_refiner(config, codec)
-        refiner = cast("ReferenceRefiner", self.codec.refiner)
-        if config.initial is None:
-            filters = refiner.aligner.motion.filters
-            filters.data.copy_(_world_filters(StickerWorld("train"), len(filters)))
-        self.model: nn.Module = refiner.aligner.motion.reader
-
-    def to(self, device: torch.device) -> None:
-        """The loss needs the model only."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """The U-Net's widths: the codec is exported as a whole."""
-        return {"refiner.channels": list(self.config.refiner.channels)}
+    def _trained_in(self, codec: LinearVideoCodec) -> nn.Module:
+        return _motion_of(codec).reader
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
         """Squared errors of how camera and subject move, and entropy of whether there is a cut."""
@@ -107,12 +106,9 @@ class ReaderPart:
         entropy = F.binary_cross_entropy_with_logits(said.cut, cut, reduction="none")
         return PartLoss(motion * (1 - cut) + entropy, None)
 
-    def export(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write the whole codec, in float32."""
-        codec = copy.deepcopy(self.codec)
-        reader = cast("ReferenceRefiner", codec.refiner).aligner.motion.reader
-        reader.load_state_dict(state)
-        codec.save_pretrained(folder)
+
+def _motion_of(codec: LinearVideoCodec) -> PictureMotion:
+    return cast("ReferenceRefiner", codec.refiner).aligner.motion
 
 
 def _world_filters(world: StickerWorld, channels: int) -> Tensor:

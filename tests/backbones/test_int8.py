@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
+from released_configs import UMT5_XXL, WAN_1_3B
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -97,22 +98,6 @@ def test_offloading_by_leaves_moves_it() -> None:
 
 # ---- plans
 
-UMT5_XXL = {
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_layers": 24,
-    "num_heads": 64,
-    "vocab_size": 256384,
-    "feed_forward_proj": "gated-gelu",
-}
-WAN_1_3B = {
-    "num_attention_heads": 12,
-    "attention_head_dim": 128,
-    "ffn_dim": 8960,
-    "num_layers": 30,
-    "in_channels": 16,
-}
 FOOTPRINT = Footprint(
     weights={"text_encoder": 11 * GB, "transformer": 28 * GB, "vae": 1 * GB},
     transformer_blocks=2 * GB,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from released_configs import UMT5_XXL, WAN_1_3B
 from tiny import picture, seeded
 
 from pixeldance.backbones import memory
@@ -25,17 +26,7 @@ from pixeldance.backbones.memory import (
 from pixeldance.errors import CheckpointError
 from pixeldance.pipeline import PixelDancePipeline
 
-UMT5 = {
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_layers": 24,
-    "num_heads": 64,
-    "vocab_size": 256384,
-    "feed_forward_proj": "gated-gelu",
-}
 WAN_14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40}
-WAN_1_3B = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
 VAE = {"base_dim": 96, "z_dim": 16}
 CLIP_480P = ClipShape(480, 832, 81)
 GB = 10**9
@@ -44,9 +35,9 @@ GB = 10**9
 @pytest.mark.parametrize(
     ("name", "config", "count"),
     [
-        ("transformer", {**WAN_1_3B, "in_channels": 16}, 1_418_996_800),
+        ("transformer", WAN_1_3B, 1_418_996_800),
         ("transformer", {**WAN_14B, "in_channels": 36, "out_channels": 16}, 14_288_901_184),
-        ("text_encoder", UMT5, 5_680_910_336),
+        ("text_encoder", UMT5_XXL, 5_680_910_336),
         ("vae", VAE, 126_892_531),
     ],
 )
