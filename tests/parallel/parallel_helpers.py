@@ -118,7 +118,7 @@ def make_released_alone_then_together(folder: Path, mode: str, loras: Sequence[P
     alone = generate("latent"), generate("np")
     together(pipeline, mode)
     check_same(mode, generate("latent"), alone[0])
-    np.testing.assert_allclose(generate("np"), alone[1], rtol=0.0, atol=ROUNDING)
+    np.testing.assert_allclose(generate("np"), alone[1], rtol=0.0, atol=2 * ROUNDING)
 
 
 def decode_alone_then_together() -> None:
