@@ -31,7 +31,7 @@ from pixeldance._pipeline_inputs import (
     prompt_list,
     to_output,
 )
-from pixeldance.backbones.base import Backbone, Guidance, Moment, Texts
+from pixeldance.backbones.base import Backbone, Guidance, Moment, PicturesInForce, Texts
 from pixeldance.backbones.embedded import EmbeddedBackbone
 from pixeldance.backbones.loading import (
     check_components,
@@ -41,7 +41,7 @@ from pixeldance.backbones.loading import (
 from pixeldance.backbones.released import ReleasedBackbone
 from pixeldance.backbones.step_cache import StepCache, cached_steps, calibrate, forget_steps
 from pixeldance.diffusion import denoised_from
-from pixeldance.diffusion.schedule import SAMPLING_SHIFT
+from pixeldance.diffusion.schedule import SAMPLING_SHIFT, SAMPLING_START
 from pixeldance.errors import GenerationCancelled
 from pixeldance.geometry import Size, resolve_size
 from pixeldance.instructions import last_frame_steps
@@ -76,6 +76,8 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         image_processor: Belongs to the image encoder.
         transformer_2: Second expert of a Wan checkpoint, for low noise.
         shift: Timestep shift of an embedded model's noise levels, greater than 0.
+        start_sigma: Noise level, in (0, 1], at which an embedded model starts from what its codec
+            makes of the pictures alone; 1.0 starts from noise, as a codec without motion does.
         pixel_budget: Height times width to aim at where no size is given; None leaves it to the
             checkpoint.
         default_fps: Frames per second that the model was trained at.
@@ -106,6 +108,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         image_processor: BaseImageProcessor | None = None,
         transformer_2: PixelDanceTransformer3DModel | None = None,
         shift: float = SAMPLING_SHIFT,
+        start_sigma: float = SAMPLING_START,
         pixel_budget: int | None = None,
         default_fps: int = DEFAULTS.fps,
         max_sequence_length: int = 64,
@@ -125,6 +128,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         self.register_to_config(
             shift=shift,
+            start_sigma=start_sigma,
             pixel_budget=pixel_budget,
             default_fps=default_fps,
             max_sequence_length=max_sequence_length,
@@ -379,6 +383,15 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 clips = [item.in_force(num_frames, with_last_frame) for item in instructions]
                 return backbone.prepare_pictures(clips, owners, noise, grid, num_frames)
 
+            def in_force(is_last_kept: bool) -> list[PicturesInForce]:
+                return [
+                    PicturesInForce(
+                        item.in_force(num_frames, last_steps > 0),
+                        item.in_force(num_frames, is_last_kept),
+                    )
+                    for item in instructions
+                ]
+
             is_dropped = 0 < last_steps < num_inference_steps
             is_dropped = is_dropped and any(item.last_frame for item in instructions)
             early = conditions(last_steps > 0)
@@ -411,19 +424,23 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                         raise _FinishedEarly
                     return replaced
 
+                pictures = in_force(last_steps == num_inference_steps)
+                latents = backbone.begin(noise, pictures, texts, owners, velocity_at)
                 try:
                     with cached_steps(self, num_inference_steps):
-                        latents = backbone.sample(velocity_at, noise, num_inference_steps, on_step)
+                        latents = backbone.sample(
+                            velocity_at, latents, num_inference_steps, on_step
+                        )
                 except _FinishedEarly:
                     assert self._denoised is not None, "a step has been done"
                     latents = self._denoised
 
-            # 5. Latents to frames; the pictures in force at the last step lend their detail.
+            # 5. Latents to frames; the pictures in force at the last step lend their pixels.
             is_last_kept = last_steps >= num_steps_done
             latents = backbone.finish(latents, early if is_last_kept else late)
             frames: Any = latents
             if output_type != "latent":
-                pictures = [item.in_force(num_frames, is_last_kept) for item in instructions]
+                pictures = in_force(is_last_kept)
                 clips = [
                     backbone.decode(latents[[clip]], pictures[owner], texts.cond[[owner]])
                     for clip, owner in enumerate(owners)

@@ -8,7 +8,11 @@ import pytest
 import torch
 from tiny import TEXT_DIM, Z_DIM, picture, seeded, tiny_pipeline
 
+from pixeldance._pipeline_inputs import to_tensor
+from pixeldance.diffusion.schedule import SAMPLING_START
 from pixeldance.errors import CheckpointError, GenerationCancelled, InputError
+from pixeldance.models.codec import draft_latents
+from pixeldance.models.references import References
 from pixeldance.models.text import encode_prompts
 from pixeldance.pipeline import PixelDancePipeline
 
@@ -198,6 +202,60 @@ def test_latents_given_are_the_noise_to_start_from(pipeline: PixelDancePipeline)
     noise = torch.randn(Z_DIM, 3, 2, 3, generator=seeded(5)).unsqueeze(0)
     given = run(pipeline, generator=None, latents=noise)
     np.testing.assert_array_equal(given, run(pipeline, seed=5))
+
+
+@pytest.mark.parametrize("last", [None, 2])
+def test_sampling_starts_from_what_the_pictures_make_by_themselves(
+    refining_pipeline: PixelDancePipeline, last: int | None
+) -> None:
+    pipeline = refining_pipeline
+    given = {0: picture(1)} if last is None else {0: picture(1), 8: picture(last)}
+    seen = seen_by_transformer(
+        pipeline,
+        first_frame=given[0],
+        last_frame=given.get(8),
+        latents=torch.zeros(1, Z_DIM, 3, 2, 3),  # noise that is none
+        guidance_scale=1.0,
+    )
+    pictures = torch.cat([to_tensor(given.get(frame, given[0])) for frame in (0, 8)])[None]
+    references = References(
+        pictures,
+        torch.tensor([[0, 8]]),
+        torch.tensor([[True, last is not None]]),
+        pipeline.backbone.encode_prompts([FOX]),
+    )
+    draft = draft_latents(pipeline.vae, references, 3)
+    torch.testing.assert_close(seen[0][:, :Z_DIM], (1 - SAMPLING_START) * draft)
+
+
+def test_clips_without_a_picture_start_from_the_transformers_first_estimate(
+    refining_pipeline: PixelDancePipeline,
+) -> None:
+    noise = torch.randn(1, Z_DIM, 3, 2, 3, generator=seeded(1))
+    seen = seen_by_transformer(
+        refining_pipeline, latents=noise, num_inference_steps=1, guidance_scale=1.0
+    )
+    first, second = (model_input[:, :Z_DIM] for model_input in seen)  # an estimate and a step
+    torch.testing.assert_close(first, noise)
+    with torch.no_grad():
+        velocity = refining_pipeline.transformer(
+            hidden_states=seen[0],
+            timestep=torch.tensor([1000.0]),
+            encoder_hidden_states=refining_pipeline.backbone.encode_prompts([FOX]),
+            return_dict=False,
+        )[0]
+    expected = noise - (1 - SAMPLING_START) * velocity
+    torch.testing.assert_close(second, expected, atol=1e-4, rtol=0)
+
+
+def test_a_start_at_noise_makes_no_draft(refining_pipeline: PixelDancePipeline) -> None:
+    noise = torch.randn(1, Z_DIM, 3, 2, 3, generator=seeded(1))
+    refining_pipeline.register_to_config(start_sigma=1.0)
+    try:
+        seen = seen_by_transformer(refining_pipeline, first_frame=picture(1), latents=noise)
+    finally:
+        refining_pipeline.register_to_config(start_sigma=SAMPLING_START)
+    torch.testing.assert_close(seen[0][:, :Z_DIM], noise, rtol=0, atol=0)
 
 
 # ---- text and guidance

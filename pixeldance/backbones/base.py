@@ -21,6 +21,16 @@ PicturesByFrame = Mapping[int, Image.Image]
 """The pictures of one clip by pixel frame, of the clip's size."""
 
 
+class PicturesInForce(NamedTuple):
+    """The pictures of one clip that are instructions at the first and at the last step."""
+
+    first_step: PicturesByFrame
+    """All of them."""
+
+    last_step: PicturesByFrame
+    """Those that stay to the end."""
+
+
 class Moment(NamedTuple):
     """Where the solver is."""
 
@@ -226,15 +236,37 @@ class Backbone(ABC):
 
     # ---- sampling
 
+    def begin(
+        self,
+        noise: Tensor,
+        clips: Sequence[PicturesInForce],  # noqa: ARG002 - not everybody's
+        texts: Texts,  # noqa: ARG002
+        owners: Sequence[int],  # noqa: ARG002
+        velocity_fn: VelocityFn,  # noqa: ARG002
+    ) -> Tensor:
+        """Latents that sampling starts from.
+
+        Args:
+            noise: Of all clips.
+            clips: The pictures of every prompt.
+            texts: Token states of every prompt.
+            owners: For each clip of the batch, its prompt.
+            velocity_fn: Gives the velocity at (latents, moment).
+
+        Returns:
+            The noise, or noisy latents of what is known of the clips.
+        """
+        return noise
+
     @abstractmethod
     def sample(
-        self, velocity_fn: VelocityFn, noise: Tensor, num_steps: int, on_step: StepFn
+        self, velocity_fn: VelocityFn, latents: Tensor, num_steps: int, on_step: StepFn
     ) -> Tensor:
-        """Solve from noise to clean latents.
+        """Solve from where sampling starts to clean latents.
 
         Args:
             velocity_fn: Gives the velocity at (latents, moment).
-            noise: Where to start.
+            latents: What :meth:`begin` made.
             num_steps: Steps of the solver.
             on_step: Called after each step; latents that it returns replace the current ones.
 
@@ -270,18 +302,18 @@ class Backbone(ABC):
         """Clean latents as they are decoded."""
         return latents
 
-    def decode(self, latents: Tensor, pictures: PicturesByFrame, text: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, pictures: PicturesInForce, text: Tensor) -> Tensor:
         """Video of one clip in [0, 1] on the CPU, ``frames 3 height width``."""
         video = self.decode_video(latents, pictures, text)[0]
         return video.add(1.0).div(2.0).clamp(0.0, 1.0).transpose(0, 1).float().cpu()
 
     @abstractmethod
-    def decode_video(self, latents: Tensor, pictures: PicturesByFrame, text: Tensor) -> Tensor:
+    def decode_video(self, latents: Tensor, pictures: PicturesInForce, text: Tensor) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``.
 
         Args:
             latents: Clean latents of the clip.
-            pictures: The pictures in force at the last step.
+            pictures: The clip's.
             text: Token states of its prompt, ``1 seq dim``.
 
         Returns:

@@ -13,14 +13,27 @@ from pixeldance.backbones.base import (
     Guidance,
     Moment,
     PicturesByFrame,
+    PicturesInForce,
     StepFn,
     Texts,
     VelocityFn,
 )
-from pixeldance.diffusion import sample_euler, shifted_sigmas, timesteps_of
+from pixeldance.diffusion import (
+    add_noise,
+    denoised_from,
+    sample_euler,
+    shifted_sigmas,
+    timesteps_of,
+)
 from pixeldance.geometry import LatentGrid
 from pixeldance.instructions import place_keyframes
-from pixeldance.models.codec import References, decode_latents, encode_pictures
+from pixeldance.models.codec import (
+    LinearVideoCodec,
+    decode_latents,
+    draft_latents,
+    encode_pictures,
+)
+from pixeldance.models.references import References
 from pixeldance.models.text import encode_prompts
 from pixeldance.request import DEFAULT_PIXEL_BUDGET
 
@@ -78,8 +91,40 @@ class EmbeddedBackbone(Backbone):
         )
         return conditions.stacked().to(self.device, torch.float32)[list(owners)]
 
+    @property
+    def start_sigma(self) -> float:
+        """Noise level that sampling starts at: 1.0 is noise alone."""
+        can_draft = isinstance(self.vae, LinearVideoCodec) and self.vae.refiner is not None
+        return float(self.pipeline.config.start_sigma) if can_draft else 1.0
+
+    def begin(
+        self,
+        noise: Tensor,
+        clips: Sequence[PicturesInForce],
+        texts: Texts,
+        owners: Sequence[int],
+        velocity_fn: VelocityFn,
+    ) -> Tensor:
+        """What the pictures make by themselves, with noise on top.
+
+        A clip without pictures starts from the transformer's first estimate in its place.
+        """
+        if self.start_sigma == 1.0:
+            return noise
+        drafts = torch.empty_like(noise)
+        if not all(clips[owner].last_step for owner in owners):
+            sigma = torch.tensor(1.0)
+            velocity = velocity_fn(noise, Moment(0, sigma, timesteps_of(sigma)))
+            drafts = denoised_from(noise, velocity, sigma)
+        for clip, owner in enumerate(owners):
+            references = self._references(clips[owner], texts.cond[[owner]], noise[[clip]])
+            if references is not None:
+                drafts[[clip]] = draft_latents(self.vae, references, noise.shape[2])
+        drafts = drafts if self.parallel is None else self.parallel.broadcast(drafts)
+        return add_noise(drafts, noise, self.start_sigma)
+
     def sample(
-        self, velocity_fn: VelocityFn, noise: Tensor, num_steps: int, on_step: StepFn
+        self, velocity_fn: VelocityFn, latents: Tensor, num_steps: int, on_step: StepFn
     ) -> Tensor:
         """Euler steps over the shifted schedule."""
         self.num_steps = num_steps
@@ -87,8 +132,8 @@ class EmbeddedBackbone(Backbone):
         def velocity_at(latents: Tensor, sigma: Tensor, step: int) -> Tensor:
             return velocity_fn(latents, Moment(step, sigma, timesteps_of(sigma)))
 
-        sigmas = shifted_sigmas(num_steps, shift=self.pipeline.config.shift)
-        return sample_euler(velocity_at, noise, sigmas, on_step=on_step)
+        sigmas = shifted_sigmas(num_steps, shift=self.pipeline.config.shift, start=self.start_sigma)
+        return sample_euler(velocity_at, latents, sigmas, on_step=on_step)
 
     def velocity(
         self,
@@ -107,7 +152,7 @@ class EmbeddedBackbone(Backbone):
             self.transformer, model_input, timestep, moment, contexts, guidance.scale
         )
 
-    def decode_video(self, latents: Tensor, pictures: PicturesByFrame, text: Tensor) -> Tensor:
+    def decode_video(self, latents: Tensor, pictures: PicturesInForce, text: Tensor) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``; pictures lend their detail."""
         references = self._references(pictures, text, latents)
         if self.parallel is None:
@@ -141,19 +186,24 @@ class EmbeddedBackbone(Backbone):
         return video if start == 0 else video[:, :, 1:]
 
     def _references(
-        self, pictures: PicturesByFrame, text: Tensor, latents: Tensor
+        self, pictures: PicturesInForce, text: Tensor, latents: Tensor
     ) -> References | None:
-        """What the decoder may look at: the pictures in order, and the ends without a picture."""
-        if not pictures:
+        """What the decoder may look at: the pictures in order, and the ends without a picture.
+
+        Those that do not stay to the end tell where things go, but not how they look.
+        """
+        every, kept = pictures
+        if not kept:
             return None
         last_index = (latents.shape[2] - 1) * self.temporal_factor
-        frames = sorted({0, last_index, *pictures})
-        any_picture = next(iter(pictures.values()))  # fills the place of one that is absent
-        shown = [to_tensor(pictures.get(frame, any_picture)) for frame in frames]
+        frames = sorted({0, last_index, *every})
+        any_picture = next(iter(every.values()))  # fills the place of one that is absent
+        shown = [to_tensor(every.get(frame, any_picture)) for frame in frames]
         device = latents.device
         return References(
             pictures=torch.cat(shown).unsqueeze(0).to(device),
             frames=torch.tensor([frames], device=device),
-            present=torch.tensor([[frame in pictures for frame in frames]], device=device),
+            present=torch.tensor([[frame in every for frame in frames]], device=device),
             text=text.to(device),
+            is_lent=torch.tensor([[frame in kept for frame in frames]], device=device),
         )

@@ -24,6 +24,7 @@ from pixeldance.backbones.base import (
     Guidance,
     Moment,
     PicturesByFrame,
+    PicturesInForce,
     StepFn,
     Texts,
     VelocityFn,
@@ -203,7 +204,7 @@ class ReleasedBackbone(Backbone):
     # ---- sampling
 
     def sample(
-        self, velocity_fn: VelocityFn, noise: Tensor, num_steps: int, on_step: StepFn
+        self, velocity_fn: VelocityFn, latents: Tensor, num_steps: int, on_step: StepFn
     ) -> Tensor:
         """Steps of the checkpoint's own scheduler, in float32."""
         self.num_steps = num_steps
@@ -216,7 +217,7 @@ class ReleasedBackbone(Backbone):
                 f"{type(scheduler).__name__} makes {len(scheduler.timesteps)} steps of {num_steps}."
                 " Use UniPCMultistepScheduler."
             )
-        latents = noise.float()
+        latents = latents.float()
         for step, timestep in enumerate(scheduler.timesteps):
             moment = Moment(step, scheduler.sigmas[step].float().cpu(), timestep)
             velocity = velocity_fn(latents, moment)
@@ -263,7 +264,7 @@ class ReleasedBackbone(Backbone):
     def decode_video(
         self,
         latents: Tensor,
-        pictures: PicturesByFrame,  # noqa: ARG002 - the codec needs latents only
+        pictures: PicturesInForce,  # noqa: ARG002 - the codec needs latents only
         text: Tensor,  # noqa: ARG002
     ) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``."""

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from pixeldance.models.draft import shown_share
 from pixeldance.models.layers import ResidualBlock, as_input, warp, zeroed
 from pixeldance.models.motion import FINE, FLOW_UNIT, Motion, PictureMotion, carried, still
 
@@ -175,7 +176,15 @@ class ReferenceAligner(nn.Module):
         agreement = rearrange(_agreement(front, motion.front, flow), "n r q 1 h w -> n q r h w")
         agreement = agreement * there[:, None, :, None, None]
         layers = torch.cat([front, agreement], dim=2) * is_carried[:, :, :, 0]
-        return Aligned(_warped(references, flow), confidence, rough, layers)
+        pictures = _warped(references, flow)
+        if motion.behind is not None:
+            is_alone = is_carried & ~present.all(1)[:, None, None, None, None, None]
+            behind = _warped(motion.behind, flow)
+            elapsed = torch.stack([time, 1 - time], dim=1)[..., None, None, None]
+            agreement = _resized(_agreement(front, motion.front, flow), FINE)
+            share = shown_share(agreement, elapsed)
+            pictures = torch.where(is_alone, torch.lerp(behind, pictures, share), pictures)
+        return Aligned(pictures, confidence, rough, layers)
 
     def _matched(self, coarse: Tensor, coarse_references: Tensor) -> tuple[Tensor, Tensor]:
         """Flow from each frame into each reference ``(n, r, q, 2, h, w)``, its certainty."""
@@ -287,8 +296,10 @@ def _agreement(front: Tensor, fronts: Tensor, flow: Tensor) -> Tensor:
         ``(n, r, q, 1, h, w)`` in [0, 1].
     """
     q = flow.shape[2]
+    # a place beside what is in front shows some of it
+    wide = F.max_pool2d(rearrange(fronts, "n r c h w -> (n r) c h w"), 3, stride=1, padding=1)
     found = warp(
-        repeat(fronts, "n r c h w -> (n r q) c h w", q=q),
+        repeat(wide, "m c h w -> (m q) c h w", q=q),
         rearrange(flow, "n r q d h w -> (n r q) d h w") / FINE,
     )
     found = rearrange(found, "(n r q) c h w -> n r q c h w", r=2, q=q)

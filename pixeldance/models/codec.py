@@ -12,7 +12,7 @@ The class has the interface of a diffusers autoencoder. :func:`encode_pictures` 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -24,41 +24,9 @@ from torch import Tensor, nn
 
 from pixeldance.errors import InputError
 from pixeldance.models.alignment import GROUP
-from pixeldance.models.motion import Motion
+from pixeldance.models.draft import carried_pictures, with_stand_ins
+from pixeldance.models.references import PreparedReferences, References, gaps, shots
 from pixeldance.models.refiner import ReferenceRefiner
-
-
-class References(NamedTuple):
-    """Pictures that a clip is known to contain, handed to the decoder.
-
-    Attributes:
-        pictures: ``(batch, r, 3, height, width)`` in [-1, 1]. Where there are more than two, every
-            latent frame is helped by the two around it.
-        frames: ``(batch, r)`` int64, the pixel frame at which each stands, increasing.
-        present: ``(batch, r)`` bool; of False entries only the frame counts: of two, it is the end
-            of the clip at which no picture is given.
-        text: Token states of the prompt ``(batch, tokens, text_dim)``, zeros after the real ones:
-            it tells how things move between the first and the last frame. None is no text.
-    """
-
-    pictures: Tensor
-    frames: Tensor
-    present: Tensor
-    text: Tensor | None = None
-
-
-class PreparedReferences(NamedTuple):
-    """Two references and what is found out about them once for all frames of a clip.
-
-    Attributes:
-        given: The references; added ones are absent.
-        coarse: ``(batch, 2, 3, height, width)``, what the projection keeps of them.
-        motion: Between them; None if nothing is given.
-    """
-
-    given: References
-    coarse: Tensor
-    motion: Motion | None
 
 
 class ExactLatents:
@@ -204,30 +172,56 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
                 yield frames.to(latents.dtype)
 
     @torch.no_grad()
+    def draft(self, references: References, num_groups: int) -> Tensor:
+        """Latents of the clip that the given pictures make by themselves.
+
+        Args:
+            references: As for :meth:`decode`; at least one lends its pixels in each clip.
+            num_groups: Latent frames of the clip.
+
+        Returns:
+            Latents ``(batch, z_dim, num_groups, height / 16, width / 16)``.
+
+        Raises:
+            InputError: If a clip has no such picture, and as :meth:`decode_stream`.
+        """
+        if not references.lent.any(1).all():
+            raise InputError(
+                "a draft needs a picture that lends its pixels in each clip, got "
+                f"{references.lent.tolist()}. Draft the clips that have one."
+            )
+        parts = []
+        for groups, around in self._shots(references, num_groups):
+            first = max(GROUP * (groups.start - 1) + 1, 0)
+            frames = torch.arange(first, GROUP * (groups.stop - 1) + 1)
+            parts.append(self.draft_shot(self.prepare_references(around), frames))
+        return self._project(torch.cat(parts, dim=2))
+
+    @torch.no_grad()
+    def draft_shot(self, references: PreparedReferences, frames: Tensor) -> Tensor:
+        """Frames between two references that nothing but the references make.
+
+        Args:
+            references: Two references, prepared, at least one of them present in each clip.
+            frames: ``(q,)`` int64, which frames.
+
+        Returns:
+            Video ``(batch, 3, q, height, width)``, float32.
+        """
+        given, _, motion = references
+        assert motion is not None, "there is motion where a picture is present"
+        start, end = given.frames.unbind(1)
+        since, way = frames.to(start.device) - start[:, None], (end - start)[:, None]
+        time = torch.where(way > 0, (since / way.clamp(min=1)).clamp(0, 1), 0.0)
+        return carried_pictures(given.pictures, given.present, motion, time)
+
     def _shots(self, references: References, num_groups: int) -> list[tuple[range, References]]:
         """Latent frames and what helps them; of two pictures with a cut between them, only one."""
-        gaps = _gaps(references, num_groups)
         text = references.text
         if self.refiner is None or text is None or references.frames.shape[1] != 2:
-            return gaps
-        ((gap, around),) = gaps
-        is_cut = self.refiner.asks_for_cut(text) & around.present.all(1)
-        if not is_cut.any():
-            return gaps
-        middle = float(around.frames[0].float().mean())
-        split = sum(GROUP * group <= middle for group in gap)
-        shots = [(gap[:split], torch.tensor([0, 1])), (gap[split:], torch.tensor([1, 0]))]
-        return [
-            (
-                groups,
-                around._replace(
-                    present=around.present & ~(is_cut[:, None] & hidden.bool().to(is_cut.device)),
-                    text=text * ~is_cut[:, None, None],
-                ),
-            )
-            for groups, hidden in shots
-            if len(groups)
-        ]
+            return gaps(references, num_groups)
+        with torch.no_grad():
+            return shots(references, num_groups, self.refiner.asks_for_cut(text))
 
     def _no_references(self, latents: Tensor) -> References:
         batch, device = len(latents), latents.device
@@ -281,29 +275,29 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             InputError: If there are more than two.
         """
         assert self.refiner is not None, "only a refiner needs references"
-        pictures, frames, present, text = references
+        pictures, frames, present, text, _ = references
         given = pictures.shape[1]
         if given > 2:
             raise InputError(
                 f"at most two references can be used, got {given}. Leave out the others."
             )
-        missing = 2 - given
-        padded = References(
-            torch.cat(
-                [pictures, pictures.new_zeros(len(pictures), missing, *pictures.shape[2:])], 1
-            ),
-            torch.cat([frames, frames.new_zeros(len(frames), missing)], 1),
-            torch.cat([present, present.new_zeros(len(present), missing)], 1),
-            text,
+        batch, missing = len(pictures), 2 - given
+
+        def padded_with_zeros(values: Tensor) -> Tensor:
+            return torch.cat([values, values.new_zeros(batch, missing, *values.shape[2:])], 1)
+
+        pictures, frames, present, lent = (
+            padded_with_zeros(values) for values in (pictures, frames, present, references.lent)
         )
-        flat = rearrange(padded.pictures, "b r c h w -> (b r) c h w")
+        flat = rearrange(pictures, "b r c h w -> (b r) c h w")
         coarse = rearrange(self.project_picture(flat), "(b r) c h w -> b r c h w", r=2)
         motion = None
-        if padded.present.any():
+        if present.any():
             if text is None:
-                text = pictures.new_zeros(len(pictures), 0, self.config.text_dim)
-            motion = self.refiner.motion_between(padded.pictures, padded.present, text)
-        return PreparedReferences(padded, coarse, motion)
+                text = pictures.new_zeros(batch, 0, self.config.text_dim)
+            motion = self.refiner.motion_between(pictures, present, text)
+            motion = motion if lent.all() else with_stand_ins(motion, pictures)
+        return PreparedReferences(References(pictures, frames, lent, text), coarse, motion)
 
     def _project(self, video: Tensor) -> Tensor:
         side = self.spatial_factor
@@ -323,53 +317,6 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             y=side,
             x=side,
         )
-
-
-def _gaps(references: References, num_groups: int) -> list[tuple[range, References]]:
-    """Latent frames, and the references that help them: at most two.
-
-    Raises:
-        InputError: If there are more than two, but not at the same, increasing frames in all clips.
-    """
-    count = references.frames.shape[1]
-    if count <= 2:
-        return [(range(num_groups), references)]
-    frames = references.frames[0].tolist()
-    if (references.frames != references.frames[:1]).any() or sorted(set(frames)) != frames:
-        raise InputError(
-            "more than two references must stand at the same, increasing frames in all clips, got "
-            f"{references.frames.tolist()}. Decode the clips one by one, and sort their references."
-        )
-    pairs = {group: _around(frames, GROUP * group) for group in range(num_groups)}
-    gaps: list[tuple[range, tuple[int, int]]] = []
-    for group, pair in pairs.items():
-        if gaps and gaps[-1][1] == pair:
-            gaps[-1] = (range(gaps[-1][0].start, group + 1), pair)
-        else:
-            gaps.append((range(group, group + 1), pair))
-    # the text is about the whole clip, not about a small part of it
-    half = (frames[-1] - frames[0]) / 2
-    return [
-        (
-            groups,
-            References(
-                references.pictures[:, list(pair)],
-                references.frames[:, list(pair)],
-                references.present[:, list(pair)],
-                references.text if frames[pair[1]] - frames[pair[0]] > half else None,
-            ),
-        )
-        for groups, pair in gaps
-    ]
-
-
-def _around(frames: Sequence[int], last_frame: int) -> tuple[int, int]:
-    """Which two references stand around a latent frame; outside all, the outermost ones."""
-    for index in range(len(frames) - 1):
-        after = last_frame > frames[index] or (index == 0 and last_frame == frames[0])
-        if after and last_frame <= frames[index + 1]:
-            return index, index + 1
-    return 0, len(frames) - 1
 
 
 def grouped(video: Tensor) -> Tensor:
@@ -442,6 +389,20 @@ def decode_latents(
     else:
         video = codec.decode(raw.to(codec.dtype)).sample
     return cast("Tensor", video.float().clamp(-1, 1))
+
+
+def draft_latents(codec: LinearVideoCodec, references: References, num_groups: int) -> Tensor:
+    """Normalised latents of :meth:`LinearVideoCodec.draft`.
+
+    Args:
+        codec: A codec with a refiner.
+        references: Pictures the clip is known to contain, at least one in each clip.
+        num_groups: Latent frames of the clip.
+
+    Returns:
+        Float32 ``(batch, z_dim, num_groups, height / 16, width / 16)``.
+    """
+    return normalized(codec, codec.draft(references, num_groups))
 
 
 def principal_components(

@@ -13,6 +13,7 @@ References:
     Niklaus and Liu 2020, Softmax Splatting, https://arxiv.org/abs/2003.05534 (equation 9).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,7 @@ NUM_CANDIDATES = _NUM_MOTIONS + 1  # single matches are one more
 _TOKEN = 16  # side of the cells that the transformer sees
 _LAYERS = 3
 _IN_FRONT = 0.5  # how likely something must be in front to move with it, not with the camera
+_SURER = 3  # power of the odds
 _FRONT = 8.0  # how much more what lies in front weighs, as a power of e
 _KNOWN = 1e-7  # weight from which something has landed at a place
 _FILL = ((3, 1e-7), (9, 1e-10), (33, 1e-13))  # what fills holes: size of the surroundings, weight
@@ -62,11 +64,20 @@ class Motion(NamedTuple):
         detour: ``(n, 2, 3, 2, height / 4, width / 4)``, how far a place is from where uniform
             motion would have brought it after 1/4, 2/4 and 3/4 of the way, in pixels; zero between
             two pictures.
+        behind: ``(n, 2, 3, height, width)``, the pictures with what is around it in place of what
+            is in front, for where no other picture shows it; None where every clip has two.
     """
 
     flow: Tensor
     front: Tensor
     detour: Tensor
+    behind: Tensor | None = None
+
+    def select(self, rows: Sequence[int]) -> "Motion":
+        """That of some clips of the batch."""
+        index = list(rows)
+        behind = None if self.behind is None else self.behind[index]
+        return Motion(self.flow[index], self.front[index], self.detour[index], behind)
 
 
 class Candidates(NamedTuple):
@@ -141,7 +152,9 @@ class PictureMotion(nn.Module):
             zeroed(nn.Conv2d(fine, NUM_CANDIDATES + 2 + 3, 3, padding=1)),
         )
 
-    def forward(self, pictures: Tensor, present: Tensor, text: Tensor) -> tuple[Motion, Told]:
+    def forward(
+        self, pictures: Tensor, present: Tensor, text: Tensor, *, is_mixed: bool = False
+    ) -> tuple[Motion, Told]:
         """Estimate.
 
         Args:
@@ -150,12 +163,15 @@ class PictureMotion(nn.Module):
             present: ``(n, 2)`` bool.
             text: Token states ``(n, tokens, text_dim)``, zeros after the real ones; none at all are
                 no text.
+            is_mixed: Whether candidates are mixed by how likely they are, for training; else each
+                place takes the likeliest.
 
         Returns:
             The motion, float32, and what the transformer told on the way; those of absent pictures
             are meaningless.
         """
-        return self.chosen(pictures, present, self.candidates(pictures, present), text)
+        candidates = self.candidates(pictures, present)
+        return self.chosen(pictures, present, candidates, text, is_mixed=is_mixed)
 
     @torch.no_grad()
     def candidates(self, pictures: Tensor, present: Tensor) -> Candidates:
@@ -211,7 +227,13 @@ class PictureMotion(nn.Module):
         )
 
     def chosen(
-        self, pictures: Tensor, present: Tensor, candidates: Candidates, text: Tensor
+        self,
+        pictures: Tensor,
+        present: Tensor,
+        candidates: Candidates,
+        text: Tensor,
+        *,
+        is_mixed: bool = False,
     ) -> tuple[Motion, Told]:
         """Read the text, choose per place, and correct.
 
@@ -220,6 +242,7 @@ class PictureMotion(nn.Module):
             present: As for ``forward``.
             candidates: Of these pictures.
             text: As for ``forward``.
+            is_mixed: As for ``forward``.
 
         Returns:
             The motion, float32, and what the transformer told.
@@ -252,10 +275,13 @@ class PictureMotion(nn.Module):
         logits = torch.cat(
             [torch.where(is_pair, logits, -1.0e4), made[:, :, count : count + 2]], dim=2
         )
-        share = logits.softmax(dim=2)[:, :, :, None]
+        if is_mixed:
+            share = logits.softmax(dim=2)
+        else:  # half of one displacement and half of another one tears things to pieces
+            front = torch.where(is_pair, front, _surer(front))
+            share = torch.zeros_like(logits).scatter(2, logits.argmax(2, keepdim=True), 1.0)
         flows = torch.cat([candidates.flow, told.camera[:, :, -1:], told.cells[:, :, -1:]], dim=2)
-        flow = (share * flows).sum(2) + FINE * made[:, :, count + 2 : count + 4]
-        # half of one displacement and half of another one tears things to pieces
+        flow = (share[:, :, :, None] * flows).sum(2) + FINE * made[:, :, count + 2 : count + 4]
         path = torch.where(front[:, :, None] > _IN_FRONT, told.cells, told.camera)
         flow = torch.where(is_pair, flow, path[:, :, -1])
         elapsed = _moments(path.device)
@@ -289,6 +315,12 @@ class PictureMotion(nn.Module):
         centre = (seen * grid).sum((2, 3)) / seen.sum((2, 3))
         subject = _moved(said.subject, grid - centre[:, :, None, None, None], half)
         return Told(_moved(camera, grid, half), subject + finer * half[:, None, None])
+
+
+def _surer(likely: Tensor) -> Tensor:
+    """Farther from 1/2, for where likelihoods in [0, 1] have been decided by it."""
+    yes, no = likely**_SURER, (1 - likely) ** _SURER
+    return yes / (yes + no)
 
 
 def _moved(parameters: Tensor, around: Tensor, half: Tensor) -> Tensor:
@@ -387,7 +419,7 @@ def carried(motion: Motion, time: Tensor, present: Tensor) -> tuple[Tensor, Tens
     behind = known * torch.exp(-_FRONT * known[:, 4:5]) * (flat[:, 5:] > _KNOWN)
     filled = flat
     for size, weight in _FILL:
-        filled = filled + weight * _surroundings(behind, size)
+        filled = filled + weight * surroundings(behind, size)
     filled = filled[:, :5] / filled[:, 5:].clamp(min=1e-30)
     filled = rearrange(filled, "(n q) c h w -> n q c h w", n=len(time))
     flows = rearrange(filled[:, :, :4], "n q (r d) h w -> n r q d h w", r=2)
@@ -402,8 +434,16 @@ def _gone(motion: Motion, number: int, elapsed: Tensor) -> Tensor:
     return elapsed[:, :, None, None, None] * motion.flow[:, number, None] + detour
 
 
-def _surroundings(values: Tensor, size: int) -> Tensor:
-    """Mean of ``size x size`` places around each, as far as there are any."""
+def surroundings(values: Tensor, size: int) -> Tensor:
+    """Mean of ``size x size`` places around each, as far as there are any.
+
+    Args:
+        values: ``(n, channels, height, width)``.
+        size: Odd number of places.
+
+    Returns:
+        The same shape.
+    """
     for kernel in ((size, 1), (1, size)):
         padding = (kernel[0] // 2, kernel[1] // 2)
         values = F.avg_pool2d(values, kernel, stride=1, padding=padding, count_include_pad=False)

@@ -155,8 +155,8 @@ def _refiner_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tens
 def _motion_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:
     text = (config.model.text_tokens, config.model.text_dim)
     inputs = motion_inputs(clips, *text, bucket.height, bucket.width)
-    motion, told = PictureMotion(text_dim=config.model.text_dim).chosen(*inputs)
-    made = (*motion, *told)
+    motion, told = PictureMotion(text_dim=config.model.text_dim).chosen(*inputs, is_mixed=True)
+    made = (motion.flow, motion.front, motion.detour, *told)
     return torch.stack([part.abs().mean() for part in made]).sum()
 
 

@@ -225,7 +225,7 @@ def motion_flops(text_tokens: int, text_dim: int, height: int, width: int) -> in
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         inputs = motion_inputs(1, text_tokens, text_dim, height, width)
         # without gradients: the counter's hooks want a graph behind what requires them
-        PictureMotion(text_dim=text_dim).requires_grad_(False).chosen(*inputs)
+        PictureMotion(text_dim=text_dim).requires_grad_(False).chosen(*inputs, is_mixed=True)
     return int(counter.get_total_flops())
 
 

@@ -72,7 +72,7 @@ class MotionPart(_PartOfMotion):
         """Weighted absolute error of the paths, and entropy of what lies in front."""
         pictures = batch["pictures"].float() / 127.5 - 1
         given = _given(batch["sample_ids"]).to(pictures.device)
-        motion, told = model(pictures, given, batch["prompt_embeds"])
+        motion, told = model(pictures, given, batch["prompt_embeds"], is_mixed=True)
         truth, front = batch["flow"], batch["front"]
         there = given[:, :, None, None, None]
         weights = _place_weights(truth, front) * there

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,17 +13,22 @@ from torch import Tensor, nn
 
 from pixeldance.diffusion.flow import add_noise, timesteps_of, velocity_target
 from pixeldance.diffusion.sampler import sample_euler
-from pixeldance.diffusion.schedule import SAMPLING_SHIFT, shift_sigmas, shifted_sigmas
+from pixeldance.diffusion.schedule import (
+    SAMPLING_SHIFT,
+    SAMPLING_START,
+    shift_sigmas,
+    shifted_sigmas,
+)
 from pixeldance.instructions import place_keyframes
 from pixeldance.models.alignment import GROUP
 from pixeldance.models.codec import (
     LinearVideoCodec,
-    References,
     denormalized,
     encode_pictures,
     grouped,
 )
 from pixeldance.models.perceptual import load_perceptual_distance
+from pixeldance.models.references import PreparedReferences, References
 from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.models.transformer import PixelDanceTransformer3DModel
 from pixeldance.training.config import TrainConfig
@@ -173,9 +177,9 @@ class RefinerPart:
             latents = torch.lerp(latents, _crossfade(latents), dissolve.to(video.device))
             latents = latents + torch.stack([draw.disturbance for draw in draws]).to(video.device)
             text = batch["prompt_embeds"]
-            latents = self._with_estimates(latents, pictures, draws, text)
-            groups = self.codec.unproject(denormalized(self.codec, latents))
             prepared = self.codec.prepare_references(References(pictures, positions, present, text))
+            latents = self._with_estimates(latents, prepared, draws)
+            groups = self.codec.unproject(denormalized(self.codec, latents))
         slots = torch.stack([draw.groups for draw in draws]).to(video.device)
         rows = torch.arange(clips, device=video.device)[:, None]
         refined, aligned = model(
@@ -230,41 +234,42 @@ class RefinerPart:
         )
 
     def _with_estimates(
-        self, latents: Tensor, pictures: Tensor, draws: list[_Draw], prompt_embeds: Tensor
+        self, latents: Tensor, references: PreparedReferences, draws: list[_Draw]
     ) -> Tensor:
         """Latents with those clips replaced that are to be the transformer's own estimates."""
-        for num_steps in sorted({draw.num_steps for draw in draws} - {0}):
-            rows = [row for row, draw in enumerate(draws) if draw.num_steps == num_steps]
+        kinds = [(draw.num_steps, bool(draw.present.any())) for draw in draws]
+        for num_steps, has_draft in sorted(set(kinds)):
+            if num_steps == 0:
+                continue
+            rows = [row for row, kind in enumerate(kinds) if kind == (num_steps, has_draft)]
             noise = torch.stack([cast("Tensor", draws[row].noise) for row in rows])
             estimates = self._estimated(
-                noise.to(latents.device),
-                pictures[rows],
-                [draws[row].present.tolist() for row in rows],
-                prompt_embeds[rows],
-                num_steps,
+                noise.to(latents.device), references.select(rows), num_steps, has_draft
             )
             latents = latents.index_copy(0, torch.tensor(rows, device=latents.device), estimates)
         return latents
 
     def _estimated(
-        self,
-        noise: Tensor,
-        pictures: Tensor,
-        present: Sequence[Sequence[bool]],
-        prompt_embeds: Tensor,
-        num_steps: int,
+        self, noise: Tensor, references: PreparedReferences, num_steps: int, has_draft: bool
     ) -> Tensor:
-        """What the transformer makes of the given ones of both pictures in a few steps."""
+        """What the transformer makes in a few steps, from the draft where there are pictures."""
         assert self.transformer is not None
+        pictures, _, present, prompt_embeds, _ = references.given
+        num_frames = GROUP * (noise.shape[2] - 1) + 1
+        start, sigma = noise, 1.0
+        if has_draft:
+            video = self.codec.draft_shot(references, torch.arange(num_frames))
+            start, sigma = encode_pictures(self.codec, video), SAMPLING_START
+            start = add_noise(start, noise, sigma)
         flat = rearrange(pictures, "b r c h w -> (b r) c 1 h w")
-        given = rearrange(encode_pictures(self.codec, flat), "(b r) c 1 h w -> b r c h w", r=2)
+        encoded = rearrange(encode_pictures(self.codec, flat), "(b r) c 1 h w -> b r c h w", r=2)
         conditions = (
             place_keyframes(
                 [
                     {frame: both[end] for end, frame in enumerate((0, -1)) if flags[end]}
-                    for both, flags in zip(given, present, strict=True)
+                    for both, flags in zip(encoded, present.tolist(), strict=True)
                 ],
-                num_frames=GROUP * (noise.shape[2] - 1) + 1,
+                num_frames=num_frames,
                 channels=noise.shape[1],
                 latent_height=noise.shape[3],
                 latent_width=noise.shape[4],
@@ -282,7 +287,8 @@ class RefinerPart:
             )[0]
             return made.float()
 
-        return sample_euler(velocity, noise, shifted_sigmas(num_steps, shift=SAMPLING_SHIFT))
+        sigmas = shifted_sigmas(num_steps, shift=SAMPLING_SHIFT, start=sigma)
+        return sample_euler(velocity, start, sigmas)
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write the whole codec, in float32."""

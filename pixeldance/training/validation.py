@@ -28,9 +28,15 @@ from pixeldance.diffusion import (
     timesteps_of,
     velocity_target,
 )
-from pixeldance.diffusion.schedule import SAMPLING_SHIFT
+from pixeldance.diffusion.schedule import SAMPLING_SHIFT, SAMPLING_START
 from pixeldance.instructions import place_keyframes
-from pixeldance.models.codec import LinearVideoCodec, References, decode_latents, encode_pictures
+from pixeldance.models.codec import (
+    LinearVideoCodec,
+    decode_latents,
+    draft_latents,
+    encode_pictures,
+)
+from pixeldance.models.references import References
 from pixeldance.models.text import encode_prompts, load_text_encoder
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.data import render_clips, sample_generator
@@ -194,17 +200,21 @@ class Validation:
         for start in range(0, len(clips.videos), count):
             yield slice(start, start + count)
 
-    # ---- the transformer: generated from noise between the two end pictures
+    # ---- the transformer: generated from the draft between the two end pictures
 
     def _generated(self, model: nn.Module, clips: _Clips) -> _Outcome:
         latents, errors = [], []
+        begin, sigma = clips.noise, 1.0
+        if self._codec.refiner is not None:
+            drafts = draft_latents(self._codec, _references(clips), begin.shape[2])
+            begin, sigma = add_noise(drafts, begin, SAMPLING_START), SAMPLING_START
         for rows in self._rows(clips):
             velocity = self._velocity_of(model, clips, rows)
             latents.append(
                 sample_euler(
                     lambda noisy, sigma, _: velocity(noisy, sigma),  # noqa: B023 - called here
-                    clips.noise[rows],
-                    shifted_sigmas(_SAMPLING_STEPS, shift=SAMPLING_SHIFT),
+                    begin[rows],
+                    shifted_sigmas(_SAMPLING_STEPS, shift=SAMPLING_SHIFT, start=sigma),
                 )
             )
             errors.append(self._velocity_errors(velocity, clips.clean[rows], clips.noise[rows]))
@@ -270,7 +280,7 @@ class Validation:
                 decode_latents(
                     self._codec,
                     latents[[clip]],
-                    References(*(cast("Tensor", part)[[clip]] for part in references)),
+                    references.select([clip]),
                 )
                 for clip in range(len(latents))
             ]

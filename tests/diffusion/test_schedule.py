@@ -25,6 +25,26 @@ def test_levels_fall_strictly_from_one_to_zero(num_steps: int, shift: float) -> 
     assert (sigmas.diff() < 0).all()
 
 
+def test_a_later_start_takes_equal_steps_before_the_shift() -> None:
+    # 3s / (1 + 2s) = 3/4 at s = 1/2; then 1/4, where it is 1/2
+    expected = torch.tensor([0.75, 0.5, 0.0])
+    torch.testing.assert_close(shifted_sigmas(2, shift=3.0, start=0.75), expected)
+
+
+@pytest.mark.parametrize("start", [0.05, 0.8, 1.0])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_levels_start_where_they_are_told(start: float, shift: float) -> None:
+    sigmas = shifted_sigmas(5, shift=shift, start=start)
+    torch.testing.assert_close(sigmas[0], torch.tensor(start))
+    assert (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize("start", [0.0, -0.1, 1.1, float("nan")])
+def test_a_start_outside_of_the_levels_is_an_error(start: float) -> None:
+    with pytest.raises(ConfigError, match=rf"in \(0, 1\], got {start}. Use 1.0"):
+        shifted_sigmas(4, start=start)
+
+
 @pytest.mark.parametrize("num_steps", [0, -1])
 def test_no_steps_is_an_error(num_steps: int) -> None:
     with pytest.raises(ConfigError, match=f"at least 1, got {num_steps}. Use 1"):

@@ -11,11 +11,11 @@ from torch import Tensor
 from pixeldance.errors import InputError
 from pixeldance.models.codec import (
     LinearVideoCodec,
-    References,
     decode_latents,
     encode_pictures,
     principal_components,
 )
+from pixeldance.models.references import References
 
 Z_DIM = 8
 SHAPES = [(1, 16, 16), (5, 48, 32), (17, 16, 32)]
@@ -267,6 +267,46 @@ def test_a_cut_that_the_text_asks_for_stands_half_way_between_two_pictures(asks:
     torch.nn.init.constant_(says.bias, 1.0)
     cut = codec.decode(latents, both).sample
     assert ((made - cut).abs().max() > 0.01) == (not asks)
+
+
+def test_a_draft_is_the_projection_of_the_carried_pictures(codec: LinearVideoCodec) -> None:
+    references = make_references(2, 32, 32)
+    references = references._replace(frames=torch.tensor([[0, 8]]).expand(2, 2))
+    drafted = codec.draft(references, 3)
+    video = codec.draft_shot(codec.prepare_references(references), torch.arange(9))
+    assert video.shape == (2, 3, 9, 32, 32)
+    torch.testing.assert_close(drafted, codec.encode(video).latent_dist.mode())
+    for number, frame in ((0, 0), (1, 8)):
+        difference = video[:, :, frame] - references.pictures[:, number]
+        assert difference.abs().max() < 0.01
+
+
+def test_of_one_picture_without_a_way_everything_stays(codec: LinearVideoCodec) -> None:
+    references = make_references(1, 16, 32)._replace(frames=torch.zeros(2, 1, dtype=torch.int64))
+    video = codec.draft_shot(codec.prepare_references(references), torch.arange(5))
+    torch.testing.assert_close(video, references.pictures[:, 0, :, None].expand_as(video))
+
+
+def test_a_picture_that_lends_no_pixels_is_not_shown(codec: LinearVideoCodec) -> None:
+    latents, both = noise(2, Z_DIM, 3, 1, 2), make_references(2, 16, 32)
+    both = both._replace(frames=torch.tensor([[0, 8]]).expand(2, 2))
+    guided = both._replace(is_lent=torch.tensor([[True, False]]).expand(2, 2))
+    alone = both._replace(present=torch.tensor([[True, False]]).expand(2, 2))
+    made = codec.decode(latents, guided).sample
+    assert (made - codec.decode(latents, both).sample).abs().mean() > 1e-3
+    # it tells where things go all the same
+    assert (made - codec.decode(latents, alone).sample).abs().max() > 1e-3
+    motion = codec.prepare_references(guided).motion
+    expected = codec.prepare_references(both).motion
+    assert motion is not None
+    assert expected is not None
+    torch.testing.assert_close(motion.flow, expected.flow)
+
+
+def test_without_a_picture_there_is_no_draft(codec: LinearVideoCodec) -> None:
+    references = make_references(2, 16, 32)._replace(is_lent=torch.zeros(2, 2, dtype=torch.bool))
+    with pytest.raises(InputError, match=r"needs a picture that lends .* got .*False.* Draft"):
+        codec.draft(references, 2)
 
 
 def test_text_of_another_encoder_is_refused(codec: LinearVideoCodec) -> None:

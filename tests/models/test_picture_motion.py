@@ -170,7 +170,7 @@ def test_a_picture_found_again_is_found_to_the_pixel_before_anything_is_learned(
 
 def test_gradient_reaches_every_weight() -> None:
     network = make_network()
-    motion, _ = network(noise(1, 2, 3, 32, 32), given(), text_of(1))
+    motion, _ = network(noise(1, 2, 3, 32, 32), given(), text_of(1), is_mixed=True)
     flow, front = carried(motion, torch.tensor([[0.3]]), given())
     (flow.square().mean() + front.square().mean()).backward()
     without = {

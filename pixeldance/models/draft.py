@@ -1,0 +1,119 @@
+"""The clip that the given pictures make by themselves: each carried along its motion.
+
+It is what sampling starts from, with noise on top (SDEdit), so that the transformer need not find
+out again from noise where everything is; and it shows no trace of what has moved away.
+
+References:
+    Meng et al. 2022, SDEdit, https://arxiv.org/abs/2108.01073
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+from pixeldance.models.layers import warp
+from pixeldance.models.motion import FINE, Motion, carried, surroundings
+
+_NEAREST = 0.02  # how much the farther picture counts at least
+_STAND_IN = 0.5  # how much what is around counts where a picture shows something else
+_SEEN = 0.4  # how likely something is in front from where it is not taken for background
+_RIM = 7  # pixels from side to side around it that show a mixture of both
+_EDGE = 17  # the same, and its shadow
+_AROUND = ((9, 1e-4), (33, 1e-7), (129, 1e-10))  # what stands in: size of surroundings, weight
+
+
+def carried_pictures(pictures: Tensor, present: Tensor, motion: Motion, time: Tensor) -> Tensor:
+    """Frames made of nothing but the given pictures.
+
+    Of two pictures the nearer one counts for more, and one that shows another layer than the frame
+    (what is in front, or what is behind it) for nothing. Where none shows the right one, what is
+    around it stands in.
+
+    Args:
+        pictures: ``(n, 2, 3, height, width)`` in [-1, 1], sides multiples of 16; anything where
+            absent.
+        present: ``(n, 2)`` bool, at least one in each row.
+        motion: Motion between the pictures.
+        time: ``(n, q)`` in [0, 1], 0 at the first picture.
+
+    Returns:
+        ``(n, 3, q, height, width)``, float32.
+    """
+    count, frames = time.shape
+    flow, front = carried(motion, time, present)
+    flow = _enlarged(rearrange(flow, "n r q d h w -> (n r q) d h w"))
+    front = _enlarged(rearrange(front, "n q c h w -> (n q) c h w"))
+    fronts = _enlarged(rearrange(motion.front, "n r c h w -> (n r) c h w"))
+    sharp = rearrange(pictures, "n r c h w -> (n r) c h w").float()
+    wide = F.max_pool2d(fronts, _RIM, stride=1, padding=_RIM // 2)
+    if motion.behind is None:
+        motion = with_stand_ins(motion, pictures)
+    behind = rearrange(cast("Tensor", motion.behind), "n r c h w -> (n r) c h w")
+    fetched = torch.cat([sharp, behind, wide], dim=1)
+    fetched = warp(repeat(fetched, "m c h w -> (m q) c h w", q=frames), flow)
+    fetched = rearrange(fetched, "(n r q) c h w -> r n q c h w", n=count, q=frames)
+    shown, behind, layer = fetched.split([3, 3, 1], dim=3)
+    agreement = 1 - (rearrange(front, "(n q) c h w -> n q c h w", n=count) - layer).abs()
+    elapsed = torch.stack([time, 1 - time])[..., None, None, None]
+    near = (1 - elapsed).clamp(min=_NEAREST).square() * present.mT[..., None, None, None, None]
+    weights = near * (agreement + _STAND_IN * (1 - agreement))
+    made = torch.lerp(behind, shown, shown_share(agreement, elapsed))
+    made = (weights * made).sum(0) / weights.sum(0)
+    return rearrange(made, "n q c h w -> n c q h w")
+
+
+def shown_share(agreement: Tensor, elapsed: Tensor) -> Tensor:
+    """How much a picture itself counts beside what stands in for it.
+
+    Args:
+        agreement: How likely it shows the same layer as the frame, in [0, 1].
+        elapsed: Share of the way from the picture to the other end, which broadcasts; at 0 the
+            frame is the picture.
+
+    Returns:
+        In [0, 1], 0 where another layer is shown for sure.
+    """
+    share = agreement / (agreement + _STAND_IN * (1 - agreement))
+    return torch.where(elapsed == 0, 1.0, share)
+
+
+def with_stand_ins(motion: Motion, pictures: Tensor) -> Motion:
+    """The motion with what stands in for what is in front, in each picture.
+
+    Args:
+        motion: Motion between the pictures.
+        pictures: ``(n, 2, 3, height, width)`` in [-1, 1].
+
+    Returns:
+        The motion with ``behind``.
+    """
+    flat = rearrange(pictures, "n r c h w -> (n r) c h w").float()
+    fronts = _enlarged(rearrange(motion.front, "n r c h w -> (n r) c h w"))
+    return motion._replace(behind=_without_front(flat, fronts).view(pictures.shape))
+
+
+def _enlarged(values: Tensor) -> Tensor:
+    """Maps ``(n, channels, h, w)`` on the motion's grid at full size."""
+    return F.interpolate(values, scale_factor=FINE, mode="bilinear", align_corners=False)
+
+
+def _without_front(pictures: Tensor, front: Tensor) -> Tensor:
+    """What is around it in place of what is in front, its edges and its shadow.
+
+    Args:
+        pictures: ``(n, 3, height, width)``, float32.
+        front: ``(n, 1, height, width)``, how likely something is in front.
+
+    Returns:
+        Pictures like ``pictures``.
+    """
+    covered = F.max_pool2d((front > _SEEN).float(), _EDGE, stride=1, padding=_EDGE // 2)
+    seen = torch.cat([pictures, torch.ones_like(pictures[:, :1])], dim=1) * (1 - covered)
+    filled = seen
+    for size, weight in _AROUND:
+        filled = filled + weight * surroundings(seen, size)
+    around = filled[:, :3] / filled[:, 3:].clamp(min=1e-30)
+    return torch.lerp(pictures, around, covered)
