@@ -1,7 +1,10 @@
 """What a text says about motion, before any picture is seen.
 
-Learned queries read the token states of the text: two for how the camera moves, as seen from the
-first and from the last frame, and two for how the subject does.
+Learned queries read the token states of the text, and where in it each stands: two for how the
+camera moves, as seen from the first and from the last frame, and two for how the subject does.
+
+References:
+    Vaswani et al. 2017, Attention is all you need, https://arxiv.org/abs/1706.03762 (section 3.5).
 """
 
 from typing import NamedTuple
@@ -15,6 +18,8 @@ NUM_MOMENTS = 4  # at which paths are told: after 1/4, 2/4, 3/4 and all of the w
 PARAMETERS = 4  # of a similarity: shift in x and y, log of the scale, turn
 HEADS = 5
 _LAYERS = 2
+_LONGEST_WAVE = 200.0  # tokens over 2 pi
+_PLACE_SIZE = 0.4  # of what tells a token's place, beside token states of about 1
 
 
 class Said(NamedTuple):
@@ -72,9 +77,10 @@ class TextReader(nn.Module):
         entered = self.enter(text.to(self.no_word.dtype))
         words = torch.cat([no_word.to(entered.dtype), entered], dim=1)
         padding = F.pad(~text.any(2), (1, 0), value=False)
+        placed = words + _places(words)  # what comes first happens first
         tokens = self.queries.expand(len(text), -1, -1).to(words.dtype)
         for layer in self.layers:
-            tokens = layer(tokens, words, memory_key_padding_mask=padding)
+            tokens = layer(tokens, placed, memory_key_padding_mask=padding)
         tokens = self.norm(tokens)
         camera = self.say_camera(tokens[:, :2]).float()
         subject = self.say_subject(tokens[:, 2:]).float()
@@ -87,6 +93,15 @@ class TextReader(nn.Module):
             words,
             padding,
         )
+
+
+def _places(words: Tensor) -> Tensor:
+    """Sines and cosines of each token's place, ``(tokens, width)``."""
+    count, width = words.shape[1:]
+    waves = torch.arange(width // 2, device=words.device) / (width // 2)
+    angles = torch.arange(count, device=words.device)[:, None] * _LONGEST_WAVE**-waves
+    places = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return _PLACE_SIZE * places.to(words.dtype)
 
 
 def decoder_layer(width: int) -> nn.TransformerDecoderLayer:

@@ -65,8 +65,11 @@ class MotionPart(_PartOfMotion):
     """Displacements and what lies in front, both known exactly from the world's geometry."""
 
     def _trained_in(self, codec: LinearVideoCodec) -> nn.Module:
-        motion: nn.Module = _motion_of(codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return motion
+        motion = _motion_of(codec)
+        # a part of its own: with so few texts a step it would forget what it has read
+        motion.reader.requires_grad_(False)
+        trained: nn.Module = motion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return trained
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
         """Weighted absolute error of the paths, and entropy of what lies in front."""

@@ -213,18 +213,23 @@ def test_the_log_has_a_line_for_every_few_steps(tmp_path: Path) -> None:
     assert rows[-1]["remaining_s"] == 0
 
 
-def test_the_refiner_builds_on_a_trained_motion_and_leaves_it_alone(tmp_path: Path) -> None:
-    first = make_config(tmp_path, part="motion", max_steps=1, output_dir=str(tmp_path / "first"))
+@pytest.mark.parametrize(("before", "part"), [("reader", "motion"), ("motion", "refiner")])
+def test_a_part_builds_on_the_one_before_it_and_leaves_that_alone(
+    tmp_path: Path, before: str, part: str
+) -> None:
+    first = make_config(tmp_path, part=before, max_steps=1, output_dir=str(tmp_path / "first"))
     second = make_config(
         tmp_path,
-        part="refiner",
+        part=part,
         initial=str(train(first)),
         output_dir=str(tmp_path / "second"),
         max_steps=1,
     )
     codec = LinearVideoCodec.from_pretrained(train(second))
     assert codec.refiner is not None
-    assert_equal(codec.refiner.aligner.motion.state_dict(), weights(first, 1, "ema"))
+    motion = codec.refiner.aligner.motion
+    kept = motion if before == "motion" else motion.reader
+    assert_equal(kept.state_dict(), weights(first, 1, "ema"))
 
 
 @pytest.mark.parametrize(
