@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pixeldance.errors import InputError
 from pixeldance.models.alignment import GROUP
-from pixeldance.models.draft import carried_pictures, with_stand_ins
+from pixeldance.models.draft import carried_pictures, stand_ins
 from pixeldance.models.references import PreparedReferences, References, gaps, shots
 from pixeldance.models.refiner import ReferenceRefiner
 
@@ -296,7 +296,8 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             if text is None:
                 text = pictures.new_zeros(batch, 0, self.config.text_dim)
             motion = self.refiner.motion_between(pictures, present, text)
-            motion = motion if lent.all() else with_stand_ins(motion, pictures)
+            if not lent.all():
+                motion = motion._replace(behind=stand_ins(pictures, motion.front))
         return PreparedReferences(References(pictures, frames, lent, text), coarse, motion)
 
     def _project(self, video: Tensor) -> Tensor:

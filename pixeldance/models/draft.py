@@ -7,15 +7,13 @@ References:
     Meng et al. 2022, SDEdit, https://arxiv.org/abs/2108.01073
 """
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
 from pixeldance.models.layers import warp
-from pixeldance.models.motion import FINE, Motion, carried, surroundings
+from pixeldance.models.motion import FINE, Motion, carried, filled_up
 
 _NEAREST = 0.02  # how much the farther picture counts at least
 _STAND_IN = 0.5  # how much what is around counts where a picture shows something else
@@ -49,9 +47,8 @@ def carried_pictures(pictures: Tensor, present: Tensor, motion: Motion, time: Te
     fronts = _enlarged(rearrange(motion.front, "n r c h w -> (n r) c h w"))
     sharp = rearrange(pictures, "n r c h w -> (n r) c h w").float()
     wide = F.max_pool2d(fronts, _RIM, stride=1, padding=_RIM // 2)
-    if motion.behind is None:
-        motion = with_stand_ins(motion, pictures)
-    behind = rearrange(cast("Tensor", motion.behind), "n r c h w -> (n r) c h w")
+    behind = stand_ins(pictures, motion.front) if motion.behind is None else motion.behind
+    behind = rearrange(behind, "n r c h w -> (n r) c h w")
     fetched = torch.cat([sharp, behind, wide], dim=1)
     fetched = warp(repeat(fetched, "m c h w -> (m q) c h w", q=frames), flow)
     fetched = rearrange(fetched, "(n r q) c h w -> r n q c h w", n=count, q=frames)
@@ -80,40 +77,23 @@ def shown_share(agreement: Tensor, elapsed: Tensor) -> Tensor:
     return torch.where(elapsed == 0, 1.0, share)
 
 
-def with_stand_ins(motion: Motion, pictures: Tensor) -> Motion:
-    """The motion with what stands in for what is in front, in each picture.
+def stand_ins(pictures: Tensor, front: Tensor) -> Tensor:
+    """What is around it in place of what is in front, its edges and its shadow.
 
     Args:
-        motion: Motion between the pictures.
         pictures: ``(n, 2, 3, height, width)`` in [-1, 1].
+        front: As :class:`~pixeldance.models.motion.Motion` has it.
 
     Returns:
-        The motion with ``behind``.
+        Pictures like ``pictures``, float32: a motion's ``behind``.
     """
     flat = rearrange(pictures, "n r c h w -> (n r) c h w").float()
-    fronts = _enlarged(rearrange(motion.front, "n r c h w -> (n r) c h w"))
-    return motion._replace(behind=_without_front(flat, fronts).view(pictures.shape))
+    seen_front = _enlarged(rearrange(front, "n r c h w -> (n r) c h w")) > _SEEN
+    covered = F.max_pool2d(seen_front.float(), _EDGE, stride=1, padding=_EDGE // 2)
+    seen = torch.cat([flat, torch.ones_like(covered)], dim=1) * (1 - covered)
+    return torch.lerp(flat, filled_up(seen, seen, _AROUND), covered).view(pictures.shape)
 
 
 def _enlarged(values: Tensor) -> Tensor:
     """Maps ``(n, channels, h, w)`` on the motion's grid at full size."""
     return F.interpolate(values, scale_factor=FINE, mode="bilinear", align_corners=False)
-
-
-def _without_front(pictures: Tensor, front: Tensor) -> Tensor:
-    """What is around it in place of what is in front, its edges and its shadow.
-
-    Args:
-        pictures: ``(n, 3, height, width)``, float32.
-        front: ``(n, 1, height, width)``, how likely something is in front.
-
-    Returns:
-        Pictures like ``pictures``.
-    """
-    covered = F.max_pool2d((front > _SEEN).float(), _EDGE, stride=1, padding=_EDGE // 2)
-    seen = torch.cat([pictures, torch.ones_like(pictures[:, :1])], dim=1) * (1 - covered)
-    filled = seen
-    for size, weight in _AROUND:
-        filled = filled + weight * surroundings(seen, size)
-    around = filled[:, :3] / filled[:, 3:].clamp(min=1e-30)
-    return torch.lerp(pictures, around, covered)

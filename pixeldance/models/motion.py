@@ -417,10 +417,7 @@ def carried(motion: Motion, time: Tensor, present: Tensor) -> tuple[Tensor, Tens
     # what appears from behind something moves as what is behind it does
     known = flat / flat[:, 5:].clamp(min=_KNOWN)
     behind = known * torch.exp(-_FRONT * known[:, 4:5]) * (flat[:, 5:] > _KNOWN)
-    filled = flat
-    for size, weight in _FILL:
-        filled = filled + weight * surroundings(behind, size)
-    filled = filled[:, :5] / filled[:, 5:].clamp(min=1e-30)
+    filled = filled_up(flat, behind, _FILL)
     filled = rearrange(filled, "(n q) c h w -> n q c h w", n=len(time))
     flows = rearrange(filled[:, :, :4], "n q (r d) h w -> n r q d h w", r=2)
     return flows, filled[:, :, 4:]
@@ -434,16 +431,25 @@ def _gone(motion: Motion, number: int, elapsed: Tensor) -> Tensor:
     return elapsed[:, :, None, None, None] * motion.flow[:, number, None] + detour
 
 
-def surroundings(values: Tensor, size: int) -> Tensor:
-    """Mean of ``size x size`` places around each, as far as there are any.
+def filled_up(values: Tensor, around: Tensor, scales: Sequence[tuple[int, float]]) -> Tensor:
+    """Weighted means of places, and of what is around them where they have no weight.
 
     Args:
-        values: ``(n, channels, height, width)``.
-        size: Odd number of places.
+        values: ``(n, channels, height, width)``, each place's values times its weight; the last
+            channel is the weight.
+        around: The same, of what may stand in.
+        scales: Sizes of the surroundings, odd numbers of places, and how much each counts.
 
     Returns:
-        The same shape.
+        The means, without the last channel.
     """
+    for size, weight in scales:
+        values = values + weight * _surroundings(around, size)
+    return values[:, :-1] / values[:, -1:].clamp(min=1e-30)
+
+
+def _surroundings(values: Tensor, size: int) -> Tensor:
+    """Mean of ``size x size`` places around each, as far as there are any."""
     for kernel in ((size, 1), (1, size)):
         padding = (kernel[0] // 2, kernel[1] // 2)
         values = F.avg_pool2d(values, kernel, stride=1, padding=padding, count_include_pad=False)

@@ -15,15 +15,9 @@ from pixeldance.ops.build import Unavailable, build_library, cpu_flags, instruct
 from pixeldance.ops.native import NativeOps
 from pixeldance.ops.tiers import active_tier
 
+pytestmark = pytest.mark.usefixtures("choose_anew")
+
 AVX512 = ["avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"]
-
-
-@pytest.fixture(autouse=True)
-def choose_anew(monkeypatch):
-    monkeypatch.delenv("PIXELDANCE_OPS", raising=False)
-    active_tier.cache_clear()
-    yield
-    active_tier.cache_clear()
 
 
 @pytest.fixture

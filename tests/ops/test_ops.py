@@ -18,15 +18,12 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture
-def native(monkeypatch):
+def native(choose_anew):
     """The native operations; skips where there are none."""
-    monkeypatch.delenv("PIXELDANCE_OPS", raising=False)
-    active_tier.cache_clear()
     tier = active_tier("cpu")
     if tier.library is None:
         pytest.skip(f"no native operations: {tier.reason}")
-    yield tier.library
-    active_tier.cache_clear()
+    return tier.library
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from pixeldance import ops
 from pixeldance.errors import ConfigError
 from pixeldance.ops.tiers import active_tier
 
+pytestmark = pytest.mark.usefixtures("choose_anew")
+
 
 class Library:
     """Stands in for Triton's operations: computes, computes wrongly, or cannot be compiled."""
@@ -22,14 +24,6 @@ class Library:
         if isinstance(self.result, Exception):
             raise self.result
         return tokens * self.result
-
-
-@pytest.fixture(autouse=True)
-def choose_anew(monkeypatch):
-    monkeypatch.delenv("PIXELDANCE_OPS", raising=False)
-    active_tier.cache_clear()
-    yield
-    active_tier.cache_clear()
 
 
 @pytest.fixture
