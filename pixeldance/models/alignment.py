@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from pixeldance.models.carrying import FINE, Motion, carried, still
 from pixeldance.models.draft import shown_share
 from pixeldance.models.layers import ResidualBlock, as_input, warp, zeroed
-from pixeldance.models.motion import FINE, FLOW_UNIT, Motion, PictureMotion, carried, still
+from pixeldance.models.motion import FLOW_UNIT, PictureMotion
 
 GROUP = 4  # frames per latent frame
 MATCH = 8  # coarse frames are matched at 1/8 of the resolution

@@ -221,7 +221,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         if self.refiner is None or text is None or references.frames.shape[1] != 2:
             return gaps(references, num_groups)
         with torch.no_grad():
-            return shots(references, num_groups, self.refiner.asks_for_cut(text))
+            return shots(references, num_groups, self.refiner.cuts_asked_for(text))
 
     def _no_references(self, latents: Tensor) -> References:
         batch, device = len(latents), latents.device

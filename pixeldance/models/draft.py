@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from pixeldance.models.carrying import FINE, Motion, carried, filled_up
 from pixeldance.models.layers import warp
-from pixeldance.models.motion import FINE, Motion, carried, filled_up
 
 _NEAREST = 0.02  # how much the farther picture counts at least
 _STAND_IN = 0.5  # how much what is around counts where a picture shows something else
@@ -82,7 +82,7 @@ def stand_ins(pictures: Tensor, front: Tensor) -> Tensor:
 
     Args:
         pictures: ``(n, 2, 3, height, width)`` in [-1, 1].
-        front: As :class:`~pixeldance.models.motion.Motion` has it.
+        front: As :class:`~pixeldance.models.carrying.Motion` has it.
 
     Returns:
         Pictures like ``pictures``, float32: a motion's ``behind``.

@@ -26,6 +26,7 @@ _TRIALS = 192  # similarities that are tried for each motion
 _INLIER = 4.0  # pixels
 _MOST_SCALE = 2.5  # by which things may grow or shrink
 _ROUNDS = 6  # of least squares
+_TURNS = 1e-3  # how far a factor is from 1 that is taken for more than a shift
 
 
 class Matches(NamedTuple):
@@ -61,6 +62,14 @@ class Similarity(NamedTuple):
         """Displacements ``(n, 2, h, w)`` of places ``(h, w)``."""
         moved = self.factor[:, None, None] * places + self.shift[:, None, None] - places
         return torch.stack([moved.real, moved.imag], dim=1)
+
+    def part(self, share: float) -> "Similarity":
+        """A share of the way at a constant pace: half of it, done twice, is all of it."""
+        factor = torch.exp(share * torch.log(self.factor))
+        beyond = self.factor - 1
+        turns = beyond.abs() > _TURNS
+        ratio = torch.where(turns, (factor - 1) / torch.where(turns, beyond, 1.0), share)
+        return Similarity(factor, ratio * self.shift)
 
 
 def patches(pictures: Tensor) -> Tensor:

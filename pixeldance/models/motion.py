@@ -5,26 +5,27 @@ from uniform motion, and whether it lies in front. Where both pictures are given
 that explain most of what is alike in them (``matching.py``) are candidates. Two more are what the
 text says (``reading.py``) of the camera and of the subject, corrected by a transformer over cells
 of 16 x 16 pixels; these also hold where only one picture is given. A network at 1/4 of the
-resolution chooses between the candidates per place, corrects, and says what lies in front. Forward
-splatting, in which what lies in front hides what lies behind, carries the pictures to any time.
+resolution chooses between the candidates per place, corrects, and says what lies in front. What
+turns or grows goes the way of a constant pace, and what the text surely says goes its way: a jump
+rises and falls. ``carrying.py`` brings the pictures to any time.
 
 References:
     Wang and Adelson 1994, Representing moving images with layers, https://doi.org/10.1109/83.334981
-    Niklaus and Liu 2020, Softmax Splatting, https://arxiv.org/abs/2003.05534 (equation 9).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
+from pixeldance.models.carrying import FINE, NUM_DETOURS, Motion, detour_of
 from pixeldance.models.layers import ResidualBlock, as_input, warp, zeroed
 from pixeldance.models.matching import (
     CELL,
     PATCH_VALUES,
+    Similarity,
     best_match,
     described,
     matches_of,
@@ -33,51 +34,24 @@ from pixeldance.models.matching import (
 )
 from pixeldance.models.reading import (
     NUM_MOMENTS,
+    NUM_SUBJECTS,
     PARAMETERS,
     Said,
     TextReader,
     decoder_layer,
 )
 
-FINE = 4  # motion is given at 1/4 of the resolution
 FLOW_UNIT = 32.0  # pixels that count as 1 in channels that hold displacements
-NUM_DETOURS = NUM_MOMENTS - 1  # inner moments at which a path is told
 _NUM_MOTIONS = 4  # candidates that hold for a part of the picture
 NUM_CANDIDATES = _NUM_MOTIONS + 1  # single matches are one more
 _TOKEN = 16  # side of the cells that the transformer sees
 _LAYERS = 3
 _IN_FRONT = 0.5  # how likely something must be in front to move with it, not with the camera
 _SURER = 3  # power of the odds
-_FRONT = 8.0  # how much more what lies in front weighs, as a power of e
-_KNOWN = 1e-7  # weight from which something has landed at a place
-_FILL = ((3, 1e-7), (9, 1e-10), (33, 1e-13))  # what fills holes: size of the surroundings, weight
-
-
-class Motion(NamedTuple):
-    """Motion between the two ends of a clip, on a grid of 1/4 of the resolution.
-
-    Attributes:
-        flow: ``(n, 2, 2, height / 4, width / 4)``, of each picture until the other end, x then y,
-            in pixels.
-        front: ``(n, 2, 1, height / 4, width / 4)`` in [0, 1], how likely a place shows something
-            that lies in front of the background.
-        detour: ``(n, 2, 3, 2, height / 4, width / 4)``, how far a place is from where uniform
-            motion would have brought it after 1/4, 2/4 and 3/4 of the way, in pixels; zero between
-            two pictures.
-        behind: ``(n, 2, 3, height, width)``, the pictures with what is around it in place of what
-            is in front, for where no other picture shows it; None where every clip has two.
-    """
-
-    flow: Tensor
-    front: Tensor
-    detour: Tensor
-    behind: Tensor | None = None
-
-    def select(self, rows: Sequence[int]) -> "Motion":
-        """That of some clips of the batch."""
-        index = list(rows)
-        behind = None if self.behind is None else self.behind[index]
-        return Motion(self.flow[index], self.front[index], self.detour[index], behind)
+_WHO = 24  # length of what tells whether a subject is at a place
+_FIRST = 4.0  # how much likelier the subject named first is before anything is learned
+_LONG = 0.15  # halves of a side from which a path is stretched to where it must end
+_MOST_STRETCH = 2.0
 
 
 class Candidates(NamedTuple):
@@ -87,11 +61,14 @@ class Candidates(NamedTuple):
         flow: ``(n, 2, m, 2, h, w)``, from each picture into the other one, in pixels.
         likeness: ``(n, 2, m, h, w)`` in [-1, 1], of the descriptors there.
         difference: ``(n, 2, m, h, w)``, of the colours there.
+        detour: ``(n, 2, m, 3, 2, h, w)``, from uniform motion, as :class:`Motion` has it: what
+            turns or grows at a constant pace does not go straight.
     """
 
     flow: Tensor
     likeness: Tensor
     difference: Tensor
+    detour: Tensor
 
 
 class Told(NamedTuple):
@@ -101,10 +78,12 @@ class Told(NamedTuple):
         camera: ``(n, 2, 4, 2, h, w)``, displacements of what stands still, after 1/4, 2/4, 3/4 and
             all of the way, in pixels.
         cells: The same of what lies in front.
+        who: ``(n, 2, 3, h, w)``, log-likelihood of each subject being what is in front there.
     """
 
     camera: Tensor
     cells: Tensor
+    who: Tensor
 
 
 class PictureMotion(nn.Module):
@@ -139,6 +118,12 @@ class PictureMotion(nn.Module):
         self.norm = nn.LayerNorm(token)
         self.tell_camera = nn.Linear(token, NUM_MOMENTS * PARAMETERS)
         self.tell_cells = zeroed(nn.Conv2d(token, NUM_MOMENTS * 2, 1))
+        self.tell_who = nn.Linear(token, _WHO)
+        self.ask_who = nn.Linear(token, _WHO)
+        nn.init.zeros_(self.ask_who.weight)
+        nn.init.zeros_(self.ask_who.bias)
+        self.who_bias = nn.Parameter(torch.tensor([_FIRST, 0.0, 0.0]))
+        self.mismatch_weight = nn.Parameter(torch.tensor(8.0))
         nn.init.zeros_(self.tell_camera.weight)
         nn.init.zeros_(self.tell_camera.bias)
         self.from_tokens = nn.ConvTranspose2d(token, coarse, 2, stride=2)
@@ -148,8 +133,8 @@ class PictureMotion(nn.Module):
         self.leave = nn.Sequential(
             nn.GroupNorm(8, fine),
             nn.SiLU(),
-            # choice, correction of the flow, front
-            zeroed(nn.Conv2d(fine, NUM_CANDIDATES + 2 + 3, 3, padding=1)),
+            # choice, correction of the flow, front, bend, whether as told there
+            zeroed(nn.Conv2d(fine, NUM_CANDIDATES + 2 + 5, 3, padding=1)),
         )
 
     def forward(
@@ -185,13 +170,7 @@ class PictureMotion(nn.Module):
             Those of the motions that explain most, the strongest first, and those of single
             matches.
         """
-        rows, columns = (side // FINE for side in pictures.shape[-2:])
-        shape = (len(pictures), 2, NUM_CANDIDATES)
-        found = Candidates(
-            pictures.new_zeros(*shape, 2, rows, columns, dtype=torch.float32),
-            pictures.new_zeros(*shape, rows, columns, dtype=torch.float32),
-            pictures.new_zeros(*shape, rows, columns, dtype=torch.float32),
-        )
+        found = no_candidates(pictures)
         both = present.all(1)
         if both.any():
             for values, made in zip(found, self._matched(pictures[both].float()), strict=True):
@@ -207,13 +186,12 @@ class PictureMotion(nn.Module):
         height, width = (side // FINE for side in pictures.shape[-2:])
         grid = places(height, width, FINE, pictures.device)
         single = _paired(F.interpolate(matched, scale_factor=CELL // FINE))
+        ways = [(motion, motion.inverse()) for motion in motions]
         flow = torch.stack(
-            [
-                *(torch.stack([m.flow(grid), m.inverse().flow(grid)], dim=1) for m in motions),
-                single,
-            ],
-            dim=2,
+            [*(torch.stack([m.flow(grid) for m in way], dim=1) for way in ways), single], dim=2
         )
+        bends = [torch.stack([_bend(m, grid) for m in way], dim=1) for way in ways]
+        detour = torch.stack([*bends, torch.zeros_like(bends[0])], dim=2)
         # a descriptor lies a pixel and a half after the centre of its place, of which there are 4
         own = F.pad(descriptors, (1, 0, 1, 0), mode="replicate")[:, :, :-1:2, :-1:2]
         colours = F.avg_pool2d(flat, FINE)
@@ -223,7 +201,7 @@ class PictureMotion(nn.Module):
             likeness.append((own * warp(_other(own), shift)).sum(1))
             difference.append((colours - warp(_other(colours), shift)).abs().mean(1))
         return Candidates(
-            flow, _paired(torch.stack(likeness, 1)), _paired(torch.stack(difference, 1))
+            flow, _paired(torch.stack(likeness, 1)), _paired(torch.stack(difference, 1)), detour
         )
 
     def chosen(
@@ -262,12 +240,12 @@ class PictureMotion(nn.Module):
         fine = self.down_fine(fine + self.enter_place(as_input(where, self.enter_place)))
         coarse = self.down_coarse(self.to_coarse(fine))
         said = self.reader(text)
-        cells, cameras = self._thought(self.to_tokens(coarse), said)
+        cells, thought = self._thought(self.to_tokens(coarse), said)
         coarse = coarse + self.from_tokens(as_input(cells, self.from_tokens))
         fine = fine + self.from_coarse(self.bottom(coarse))
         made = _paired(self.leave(self.up_fine(fine)).float())
-        front = made[:, :, NUM_CANDIDATES + 4 :].sigmoid()
-        told = self._told(cells, cameras, said, front)
+        front, bend = made[:, :, NUM_CANDIDATES + 4 : NUM_CANDIDATES + 6].sigmoid().chunk(2, dim=2)
+        told = self._told(cells, thought, said, front)
 
         count = NUM_CANDIDATES
         is_pair = present.all(1)[:, None, None, None, None]
@@ -284,13 +262,17 @@ class PictureMotion(nn.Module):
         flow = (share[:, :, :, None] * flows).sum(2) + FINE * made[:, :, count + 2 : count + 4]
         path = torch.where(front[:, :, None] > _IN_FRONT, told.cells, told.camera)
         flow = torch.where(is_pair, flow, path[:, :, -1])
-        elapsed = _moments(path.device)
-        detour = path[:, :, :-1] - elapsed[:, None, None, None] * path[:, :, -1:]
-        # between two pictures, errors of a path show more than that it bends
-        return Motion(flow, front, detour * ~is_pair[..., None]), told
+        detours = torch.stack([detour_of(told.camera), detour_of(told.cells)], dim=2)
+        detours = torch.cat([candidates.detour, detours], dim=2)
+        detour = (share[:, :, :, None, None] * detours).sum(2)
+        # between two pictures, text counts only where it is sure that a path bends
+        as_said = self._stretched(told, said, flow.detach(), front, made[:, :, -1:])
+        detour = torch.lerp(detour, as_said, bend[:, :, None])
+        detour = torch.where(is_pair[:, :, None], detour, detour_of(path))
+        return Motion(flow, front, detour), told
 
     def _thought(self, cells: Tensor, said: Said) -> tuple[Tensor, Tensor]:
-        """Cells ``(n 2) c h w`` after the transformer, and the cameras' tokens ``n 2 c``."""
+        """Cells ``(n 2) c h w`` after the transformer, and the tokens ``n 8 c`` of the text."""
         height, width = cells.shape[-2:]
         tokens = rearrange(cells, "(n r) c h w -> n (r h w) c", r=2)
         first = said.tokens.shape[1]
@@ -299,22 +281,65 @@ class PictureMotion(nn.Module):
             tokens = layer(tokens, said.text, memory_key_padding_mask=said.padding)
         tokens = self.norm(tokens)
         cells = rearrange(tokens[:, first:], "n (r h w) c -> (n r) c h w", r=2, h=height, w=width)
-        return cells, tokens[:, :2]
+        return cells, tokens[:, :first]
 
-    def _told(self, cells: Tensor, cameras: Tensor, said: Said, front: Tensor) -> Told:
+    def _told(self, cells: Tensor, thought: Tensor, said: Said, front: Tensor) -> Told:
         """What the text said, corrected by what the pictures show."""
         height, width = (FINE * side for side in front.shape[-2:])
         half = torch.tensor([width / 2, height / 2], device=cells.device)
-        camera = self.tell_camera(cameras).float()
+        camera = self.tell_camera(thought[:, :2]).float()
         camera = rearrange(camera, "n r (k p) -> n r k p", k=NUM_MOMENTS) + said.camera
         grid = places(height // FINE, width // FINE, FINE, cells.device) - torch.complex(*half)
         told = self.tell_cells(as_input(cells, self.tell_cells)).float()
         finer = F.interpolate(told, scale_factor=_TOKEN // FINE, mode="bilinear")
         finer = rearrange(finer, "(n r) (k d) h w -> n r k d h w", r=2, d=2)
-        seen = front[:, :, 0].detach() + 1e-6
-        centre = (seen * grid).sum((2, 3)) / seen.sum((2, 3))
-        subject = _moved(said.subject, grid - centre[:, :, None, None, None], half)
-        return Told(_moved(camera, grid, half), subject + finer * half[:, None, None])
+        who = self._who(cells, thought, said)
+        share = (who + self.who_bias[:, None, None]).softmax(2)
+        seen = share * front.detach() + 1e-6
+        centre = (seen * grid).sum((3, 4)) / seen.sum((3, 4))  # n r s
+        around = grid - centre[:, :, :, None, None, None]
+        subject = torch.zeros_like(finer)
+        for number in range(NUM_SUBJECTS):
+            moved = _moved(said.subjects[:, number], around[:, :, number], half)
+            subject = subject + share[:, :, None, None, number] * moved
+        subject = subject + finer * half[:, None, None]
+        return Told(_moved(camera, grid, half), subject, who)
+
+    def _who(self, cells: Tensor, thought: Tensor, said: Said) -> Tensor:
+        """Log-likelihoods ``(n, 2, 3, h, w)`` on the grid of the motion."""
+        subjects = rearrange(thought[:, 2:], "n (s r) c -> n s r c", r=2)
+        here = self.tell_who(rearrange(cells, "(n r) c h w -> n r h w c", r=2))
+        alike = torch.einsum("nrhwd,nsrd->nrshw", here.float(), self.ask_who(subjects).float())
+        alike = rearrange(alike, "n r s h w -> (n r) s h w")
+        finer = F.interpolate(alike, scale_factor=_TOKEN // FINE, mode="bilinear")
+        return _paired(finer) + F.logsigmoid(said.named)[:, None, :, None, None]
+
+    def _stretched(
+        self, told: Told, said: Said, flow: Tensor, front: Tensor, as_told: Tensor
+    ) -> Tensor:
+        """Detours as the text says, stretched to where paths end: ``(n, 2, 3, 2, h, w)``.
+
+        What is in front goes the way of the subject whose path ends there, or as told.
+        """
+        height, width = (FINE * side for side in front.shape[-2:])
+        half = torch.tensor([width / 2, height / 2], device=flow.device)[:, None, None]
+        path = rearrange(said.subjects[..., :2], "n s r k d -> n r s k d 1 1")
+        wanted, end = (flow / half)[:, :, None], path[:, :, :, -1]
+        ratio = wanted / torch.where(end.abs() > _LONG, end, 1.0)
+        stretch = torch.where(end.abs() > _LONG, ratio.clamp(0, _MOST_STRETCH), 1.0)
+        detours = detour_of(path) * half * stretch[:, :, :, None]
+        mismatch = (wanted - end).norm(dim=3)
+        logits = torch.cat([told.who - self.mismatch_weight * mismatch, as_told], dim=2)
+        detours = torch.cat([detours, detour_of(told.cells)[:, :, None]], dim=2)
+        of_subject = (logits.softmax(2)[:, :, :, None, None] * detours).sum(2)
+        return torch.where(front[:, :, None] > _IN_FRONT, of_subject, detour_of(told.camera))
+
+
+def _bend(motion: Similarity, grid: Tensor) -> Tensor:
+    """Detours ``(n, 3, 2, h, w)`` of the complex places ``(h, w)`` at a constant pace."""
+    moments = range(1, NUM_MOMENTS + 1)
+    path = torch.stack([motion.part(k / NUM_MOMENTS).flow(grid) for k in moments], dim=1)
+    return detour_of(path)
 
 
 def _surer(likely: Tensor) -> Tensor:
@@ -354,27 +379,19 @@ def _where(present: Tensor, size: torch.Size) -> Tensor:
     )
 
 
-def _moments(device: torch.device) -> Tensor:
-    """The inner moments at which a path is told, as shares of the way."""
-    return torch.arange(1, NUM_DETOURS + 1, device=device) / (NUM_DETOURS + 1)
-
-
-def still(pictures: Tensor) -> Motion:
-    """No motion and nothing in front, for where nothing is known.
+def no_candidates(pictures: Tensor) -> Candidates:
+    """Those of clips that lack a picture.
 
     Args:
         pictures: ``(n, 2, 3, height, width)``.
 
     Returns:
-        The motion, on their device.
+        Zeros, float32, on their device.
     """
-    count, (height, width) = len(pictures), pictures.shape[-2:]
-    shape = (height // FINE, width // FINE)
-    return Motion(
-        torch.zeros(count, 2, 2, *shape, device=pictures.device),
-        torch.zeros(count, 2, 1, *shape, device=pictures.device),
-        torch.zeros(count, 2, NUM_DETOURS, 2, *shape, device=pictures.device),
-    )
+    rows, columns = (side // FINE for side in pictures.shape[-2:])
+    inner = ((2,), (), (), (NUM_DETOURS, 2))
+    shape, device = (len(pictures), 2, NUM_CANDIDATES), pictures.device
+    return Candidates(*(torch.zeros(*shape, *v, rows, columns, device=device) for v in inner))
 
 
 def _other(values: Tensor) -> Tensor:
@@ -384,92 +401,3 @@ def _other(values: Tensor) -> Tensor:
 
 def _paired(values: Tensor) -> Tensor:
     return rearrange(values, "(n r) ... -> n r ...", r=2)
-
-
-def carried(motion: Motion, time: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Displacements from frames in between into both pictures.
-
-    Each place of the pictures is splatted to where it is at that time, with weights that grow with
-    ``front``; the nearer picture counts for more. Holes take what is around them.
-
-    Args:
-        motion: Motion between the pictures.
-        time: ``(n, q)`` in [0, 1], 0 at the first picture.
-        present: ``(n, 2)`` bool, which pictures there are; those into absent ones mean nothing.
-
-    Returns:
-        Displacements ``(n, 2, q, 2, h, w)`` into each picture in pixels, and ``front`` at those
-        times, ``(n, q, 1, h, w)``; on the motion's grid.
-    """
-    sums = []
-    for number in (0, 1):
-        flow, front = motion.flow[:, number, None], motion.front[:, number, None]
-        elapsed = time if number == 0 else 1 - time
-        gone = _gone(motion, number, elapsed)
-        into = [-gone, flow - gone] if number == 0 else [flow - gone, -gone]
-        shape = (-1, time.shape[1], -1, -1, -1)
-        values = torch.cat([*into, front.expand(shape), torch.ones_like(gone[:, :, :1])], dim=2)
-        near = torch.where(present.all(1)[:, None], (1 - elapsed).clamp(min=0.02), 1.0)
-        near = near * present[:, number, None]
-        weights = torch.exp(_FRONT * (front - 1)) * near[:, :, None, None, None]
-        sums.append(_splatted(values * weights, gone / FINE))
-    flat = rearrange(sums[0] + sums[1], "n q c h w -> (n q) c h w")
-    # what appears from behind something moves as what is behind it does
-    known = flat / flat[:, 5:].clamp(min=_KNOWN)
-    behind = known * torch.exp(-_FRONT * known[:, 4:5]) * (flat[:, 5:] > _KNOWN)
-    filled = filled_up(flat, behind, _FILL)
-    filled = rearrange(filled, "(n q) c h w -> n q c h w", n=len(time))
-    flows = rearrange(filled[:, :, :4], "n q (r d) h w -> n r q d h w", r=2)
-    return flows, filled[:, :, 4:]
-
-
-def _gone(motion: Motion, number: int, elapsed: Tensor) -> Tensor:
-    """How far each place of a picture has gone after ``(n, q)`` of its way: ``(n, q, 2, h, w)``."""
-    moments = _moments(elapsed.device)
-    hats = (1 - (elapsed[:, :, None] - moments).abs() * (NUM_DETOURS + 1)).clamp(min=0)
-    detour = torch.einsum("nqk,nkdhw->nqdhw", hats, motion.detour[:, number])
-    return elapsed[:, :, None, None, None] * motion.flow[:, number, None] + detour
-
-
-def filled_up(values: Tensor, around: Tensor, scales: Sequence[tuple[int, float]]) -> Tensor:
-    """Weighted means of places, and of what is around them where they have no weight.
-
-    Args:
-        values: ``(n, channels, height, width)``, each place's values times its weight; the last
-            channel is the weight.
-        around: The same, of what may stand in.
-        scales: Sizes of the surroundings, odd numbers of places, and how much each counts.
-
-    Returns:
-        The means, without the last channel.
-    """
-    for size, weight in scales:
-        values = values + weight * _surroundings(around, size)
-    return values[:, :-1] / values[:, -1:].clamp(min=1e-30)
-
-
-def _surroundings(values: Tensor, size: int) -> Tensor:
-    """Mean of ``size x size`` places around each, as far as there are any."""
-    for kernel in ((size, 1), (1, size)):
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        values = F.avg_pool2d(values, kernel, stride=1, padding=padding, count_include_pad=False)
-    return values
-
-
-def _splatted(values: Tensor, shift: Tensor) -> Tensor:
-    """Sum of values ``(n, q, c, h, w)`` moved by shifts ``(n, q, 2, h, w)`` in cells."""
-    n, _, _, height, width = values.shape
-    cells = torch.view_as_real(places(height, width, 1, values.device)).movedim(-1, 0) - 0.5
-    target = rearrange(cells + shift, "n q d h w -> (n q) d h w")
-    flat = rearrange(values, "n q c h w -> (n q) c (h w)")
-    corner = target.floor()
-    result = torch.zeros_like(flat)
-    for across in (0, 1):
-        for down in (0, 1):
-            x, y = corner[:, 0] + across, corner[:, 1] + down
-            share = (1 - (target[:, 0] - x).abs()) * (1 - (target[:, 1] - y).abs())
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            place = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-            index = repeat(place.long().flatten(1), "m a -> m c a", c=flat.shape[1])
-            result = result.scatter_add(2, index, flat * (share * inside).flatten(1)[:, None])
-    return rearrange(result, "(n q) c (h w) -> n q c h w", n=n, h=height)

@@ -1,7 +1,8 @@
 """What a text says about motion, before any picture is seen.
 
 Learned queries read the token states of the text, and where in it each stands: two for how the
-camera moves, as seen from the first and from the last frame, and two for how the subject does.
+camera moves, as seen from the first and from the last frame, and two for each of up to three
+subjects, in the order in which the text names them.
 
 References:
     Vaswani et al. 2017, Attention is all you need, https://arxiv.org/abs/1706.03762 (section 3.5).
@@ -14,7 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-NUM_MOMENTS = 4  # at which paths are told: after 1/4, 2/4, 3/4 and all of the way
+from pixeldance.models.carrying import NUM_DETOURS
+
+NUM_MOMENTS = NUM_DETOURS + 1  # at which paths are told: after 1/4, 2/4, 3/4 and all of the way
+NUM_SUBJECTS = 3
 PARAMETERS = 4  # of a similarity: shift in x and y, log of the scale, turn
 HEADS = 5
 _LAYERS = 2
@@ -26,20 +30,25 @@ class Said(NamedTuple):
     """What a text says; see :class:`pixeldance.models.motion.Told` for what its numbers mean.
 
     Attributes:
-        tokens: ``(n, 4, width)``, of the camera and of the subject, from both ends.
+        tokens: ``(n, 8, width)``, of the camera and of the subjects, each from both ends.
         camera: ``(n, 2, 4, 4)``, how what stands still moves on the screen from each end until each
             of four moments: shift in halves of the picture's sides, log of the scale and turn in
             radians around the picture's centre.
-        subject: The same of what the text names first; it grows and turns around its own centre.
+        subjects: ``(n, 3, 2, 4, 4)``, the same of each subject; it grows and turns around its own
+            centre.
+        named: ``(n, 3)``, positive for subjects that the text names.
         cut: ``(n,)``, positive where the text asks for a cut to another shot.
+        cut_at: ``(n,)`` int64, the token that says so most; -1 is none of them.
         text: ``(n, tokens, width)``, token states for others to read; the first one is no word.
         padding: ``(n, tokens)`` bool, what they must not read.
     """
 
     tokens: Tensor
     camera: Tensor
-    subject: Tensor
+    subjects: Tensor
+    named: Tensor
     cut: Tensor
+    cut_at: Tensor
     text: Tensor
     padding: Tensor
 
@@ -56,11 +65,12 @@ class TextReader(nn.Module):
         super().__init__()
         self.enter = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, width))
         self.no_word = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.queries = nn.Parameter(0.02 * torch.randn(1, 4, width))
+        self.queries = nn.Parameter(0.02 * torch.randn(1, 2 + 2 * NUM_SUBJECTS, width))
         self.layers = nn.ModuleList(decoder_layer(width) for _ in range(_LAYERS))
         self.norm = nn.LayerNorm(width)
         self.say_camera = nn.Linear(width, NUM_MOMENTS * PARAMETERS)
         self.say_subject = nn.Linear(width, NUM_MOMENTS * PARAMETERS)
+        self.say_named = nn.Linear(width, 1)
         self.say_cut = nn.Linear(width, 1)
 
     def forward(self, text: Tensor) -> Said:
@@ -83,13 +93,16 @@ class TextReader(nn.Module):
             tokens = layer(tokens, placed, memory_key_padding_mask=padding)
         tokens = self.norm(tokens)
         camera = self.say_camera(tokens[:, :2]).float()
-        subject = self.say_subject(tokens[:, 2:]).float()
+        subjects = self.say_subject(tokens[:, 2:]).float()
+        named = self.say_named(tokens[:, 2::2])[:, :, 0].float()
         cut = self.say_cut(words)[:, :, 0].float().masked_fill(padding, -torch.inf)
         return Said(
             tokens,
             rearrange(camera, "n r (k p) -> n r k p", k=NUM_MOMENTS),
-            rearrange(subject, "n r (k p) -> n r k p", k=NUM_MOMENTS),
+            rearrange(subjects, "n (s r) (k p) -> n s r k p", r=2, k=NUM_MOMENTS),
+            named,
             cut.amax(1),  # one word says it
+            cut.argmax(1) - 1,
             words,
             padding,
         )

@@ -1,5 +1,6 @@
 """Pictures that a clip is known to contain, and which of them help which latent frames."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pixeldance.errors import InputError
 from pixeldance.models.alignment import GROUP
-from pixeldance.models.motion import Motion
+from pixeldance.models.carrying import Motion
 
 
 class References(NamedTuple):
@@ -91,12 +92,12 @@ def gaps(references: References, num_groups: int) -> list[tuple[range, Reference
             f"{references.frames.tolist()}. Decode the clips one by one, and sort their references."
         )
     pairs = {group: _around(frames, GROUP * group) for group in range(num_groups)}
-    gaps: list[tuple[range, tuple[int, int]]] = []
+    stretches: list[tuple[range, tuple[int, int]]] = []
     for group, pair in pairs.items():
-        if gaps and gaps[-1][1] == pair:
-            gaps[-1] = (range(gaps[-1][0].start, group + 1), pair)
+        if stretches and stretches[-1][1] == pair:
+            stretches[-1] = (range(stretches[-1][0].start, group + 1), pair)
         else:
-            gaps.append((range(group, group + 1), pair))
+            stretches.append((range(group, group + 1), pair))
     # the text is about the whole clip, not about a small part of it
     half = (frames[-1] - frames[0]) / 2
     return [
@@ -110,48 +111,64 @@ def gaps(references: References, num_groups: int) -> list[tuple[range, Reference
                 references.lent[:, list(pair)],
             ),
         )
-        for groups, pair in gaps
+        for groups, pair in stretches
     ]
 
 
 def shots(
-    references: References, num_groups: int, is_cut: Tensor
+    references: References, num_groups: int, cut_at: Tensor
 ) -> list[tuple[range, References]]:
     """Latent frames, and what helps them where there may be a cut between two pictures.
 
-    The first half of a clip with a cut is helped by the first picture only, the second one by the
-    last picture only, and by no text. Without both pictures' pixels there is but one shot.
+    The first half of a clip with a cut is helped by the first picture and the text before the cut
+    only, the second one by the last picture and the text after it. Without both pictures' pixels
+    there is but one shot.
 
     Args:
         references: Two, of the whole clip.
         num_groups: Latent frames of the clip.
-        is_cut: ``(batch,)`` bool, whether there is one; it counts where both pictures are given.
+        cut_at: ``(batch,)`` int64, which token of the text asks for one, or -1; it counts where
+            both pictures are given.
 
     Returns:
         All latent frames in order, each range with its references.
     """
-    lent = references.lent
+    asked, lent = cut_at >= 0, references.lent
     references = references._replace(
-        present=torch.where(is_cut[:, None], lent, references.present), is_lent=lent
+        present=torch.where(asked[:, None], lent, references.present), is_lent=lent
     )
-    is_cut = is_cut & lent.all(1)
+    is_cut = (asked & lent.all(1))[:, None]
     if references.text is None or not is_cut.any():
         return gaps(references, num_groups)
     middle = float(references.frames[0].float().mean())
     split = sum(GROUP * group <= middle for group in range(num_groups))
-    halves = [(range(split), [False, True]), (range(split, num_groups), [True, False])]
+    last = GROUP * math.floor(middle / GROUP)  # frame before the cut
+    before, after = _texts_around(references.text, cut_at)
+    halves = [(range(split), [False, True], last, before)]
+    halves += [(range(split, num_groups), [True, False], last + 1, after)]
     return [
         (
             groups,
             references._replace(
-                present=references.present
-                & ~(is_cut[:, None] & torch.tensor(hidden, device=is_cut.device)),
-                text=references.text * ~is_cut[:, None, None],
+                frames=torch.where(is_cut & is_hidden, end, references.frames),
+                present=references.present & ~(is_cut & is_hidden),
+                text=torch.where(is_cut[:, :, None], text, references.text),
             ),
         )
-        for groups, hidden in halves
+        for groups, hidden, end, text in halves
+        for is_hidden in (torch.tensor(hidden, device=is_cut.device),)
         if len(groups)
     ]
+
+
+def _texts_around(text: Tensor, cut_at: Tensor) -> tuple[Tensor, Tensor]:
+    """Token states before one of them, and after it; both begin with the first one of all."""
+    place = torch.arange(text.shape[1], device=text.device)
+    before = text * (place < cut_at[:, None])[:, :, None]
+    source = torch.where(place == 0, 0, place + cut_at[:, None].clamp(min=0))
+    is_there = source < text.shape[1]
+    index = source.clamp(max=text.shape[1] - 1)[:, :, None].expand_as(text)
+    return before, text.gather(1, index) * is_there[:, :, None]
 
 
 def _around(frames: Sequence[int], last_frame: int) -> tuple[int, int]:

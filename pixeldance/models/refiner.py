@@ -16,8 +16,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from pixeldance.models.alignment import GROUP, Aligned, ReferenceAligner
+from pixeldance.models.carrying import Motion
 from pixeldance.models.layers import ResidualBlock, as_input, zeroed
-from pixeldance.models.motion import Motion
+from pixeldance.models.reading import Said
 
 _UNSHUFFLE = 4  # the U-Net works at 1/4 of the resolution
 _TIME_UNIT = 24.0  # frames that count as 1 in the time channels
@@ -132,10 +133,10 @@ class ReferenceRefiner(nn.Module):
         motion: Motion = self.aligner.motion(pictures, present, text)[0]
         return motion
 
-    def asks_for_cut(self, text: Tensor) -> Tensor:
-        """Which of the texts ask for a cut, ``(n,)`` bool; token states as for the motion."""
-        said: Tensor = self.aligner.motion.reader(text).cut
-        return said > 0
+    def cuts_asked_for(self, text: Tensor) -> Tensor:
+        """Which token asks for a cut, ``(n,)`` int64, or -1; token states as for the motion."""
+        said: Said = self.aligner.motion.reader(text)
+        return torch.where(said.cut > 0, said.cut_at, -1)
 
     def _refined(
         self,

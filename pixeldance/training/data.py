@@ -227,7 +227,8 @@ def _motions_in_words(scenes: Sequence[Scene]) -> dict[str, Any]:
     ]
     return {
         "camera": torch.stack([words.camera for words in said]),
-        "subject": torch.stack([words.subject for words in said]),
+        "subjects": torch.stack([words.subjects for words in said]),
+        "named": torch.stack([words.named for words in said]),
         "cut": torch.tensor(cuts, dtype=torch.float32),
     }
 
@@ -271,10 +272,9 @@ def training_batches(
     Returns:
         A loader of dictionaries: ``clean_latents``, ``conditions`` and ``prompt_embeds`` for the
         transformer; uint8 ``video`` for the refiner; uint8 ``pictures``, ``flow``, ``front`` and
-        ``detour`` for the motion; ``camera``, ``subject`` and
-        ``cut`` for the reader; ``prompt_embeds``,
-        ``sample_ids`` and ``weight`` for all. The weight is 1, or 0 for the one sample that a
-        process without a share is given.
+        ``detour`` for the motion; ``camera``, ``subjects``, ``named`` and ``cut`` for the
+        reader; ``prompt_embeds``, ``sample_ids`` and ``weight`` for all. The weight is 1, or 0
+        for the one sample that a process without a share is given.
     """
     return DataLoader(
         _World(config, codec, rank, world_size),

@@ -155,15 +155,21 @@ def _refiner_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tens
 def _motion_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:
     text = (config.model.text_tokens, config.model.text_dim)
     inputs = motion_inputs(clips, *text, bucket.height, bucket.width)
-    motion, told = PictureMotion(text_dim=config.model.text_dim).chosen(*inputs, is_mixed=True)
+    motion, told = _motion(config).chosen(*inputs, is_mixed=True)
     made = (motion.flow, motion.front, motion.detour, *told)
     return torch.stack([part.abs().mean() for part in made]).sum()
+
+
+def _motion(config: TrainConfig) -> PictureMotion:
+    model = PictureMotion(text_dim=config.model.text_dim)
+    model.reader.requires_grad_(False)
+    return model
 
 
 def _reader_loss(config: TrainConfig, bucket: BucketConfig, clips: int) -> Tensor:  # noqa: ARG001
     reader = PictureMotion(text_dim=config.model.text_dim).reader
     said = reader(torch.zeros(clips, config.model.text_tokens, config.model.text_dim))
-    return said.camera.abs().mean() + said.subject.abs().mean()
+    return said.camera.abs().mean() + said.subjects.abs().mean() + said.named.mean()
 
 
 def _is_mixed(config: TrainConfig) -> bool:
@@ -189,7 +195,7 @@ def _weights(config: TrainConfig) -> _Weights:
                 model = ReferenceRefiner(config.refiner.channels)
                 model.aligner.motion.requires_grad_(False)
             case "motion":
-                model = PictureMotion(text_dim=config.model.text_dim)
+                model = _motion(config)
             case "reader":
                 model = PictureMotion(text_dim=config.model.text_dim).reader
         optimizers = make_optimizers(model, config.optimizer)

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixeldance.errors import CheckpointError
 from pixeldance.geometry import Size, latent_grid
 from pixeldance.models.alignment import GROUP
-from pixeldance.models.motion import FINE, NUM_CANDIDATES, Candidates, Motion, PictureMotion, still
+from pixeldance.models.carrying import FINE, Motion, still
+from pixeldance.models.motion import Candidates, PictureMotion, no_candidates
 from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.training.config import BucketConfig, TrainConfig
 
@@ -213,6 +214,8 @@ def refiner_flops(channels: tuple[int, int, int], groups: int, height: int, widt
 def motion_flops(text_tokens: int, text_dim: int, height: int, width: int) -> int:
     """Operations of what is trained of the motion in a clip, counted on the meta device.
 
+    What reads the text is not: it has been trained before.
+
     Args:
         text_tokens: Token states of the text.
         text_dim: Their width.
@@ -226,7 +229,7 @@ def motion_flops(text_tokens: int, text_dim: int, height: int, width: int) -> in
         inputs = motion_inputs(1, text_tokens, text_dim, height, width)
         # without gradients: the counter's hooks want a graph behind what requires them
         PictureMotion(text_dim=text_dim).requires_grad_(False).chosen(*inputs, is_mixed=True)
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()) - reader_flops(text_tokens, text_dim)
 
 
 @lru_cache
@@ -261,15 +264,11 @@ def motion_inputs(
     Returns:
         What ``PictureMotion.chosen`` takes.
     """
-    shape = (clips, 2, NUM_CANDIDATES)
-    grid = (height // FINE, width // FINE)
-    candidates = Candidates(
-        torch.zeros(*shape, 2, *grid), torch.zeros(*shape, *grid), torch.zeros(*shape, *grid)
-    )
+    pictures = torch.zeros(clips, 2, 3, height, width)
     return (
-        torch.zeros(clips, 2, 3, height, width),
+        pictures,
         torch.ones(clips, 2, dtype=torch.bool),
-        candidates,
+        no_candidates(pictures),
         torch.zeros(clips, text_tokens, text_dim),
     )
 

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pixeldance.models.carrying import FINE
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.models.matching import CELL, patches, whitening
-from pixeldance.models.motion import FINE, PictureMotion
+from pixeldance.models.motion import PictureMotion
 from pixeldance.models.reading import Said
 from pixeldance.models.refiner import ReferenceRefiner
 from pixeldance.training.config import TrainConfig
@@ -25,7 +26,7 @@ _OUTSIDE_WEIGHT = 0.3  # of places that leave the picture by more than 8 pixels:
 _WHITENING_SCENES = 60
 _WHITENING_STRIDE = 11
 _LAST_ONLY, _FIRST_ONLY = 0.1, 0.35  # shares of the samples that give one picture
-_DETOUR_SHARE, _TOLD_SHARE = 0.5, 4.0  # weights of the losses beside that of the flow
+_DETOUR_SHARE, _TOLD_SHARE = 1.0, 4.0  # weights of the losses beside that of the flow
 _CAMERA_WEIGHT = 8.0  # cameras move less than what they look at
 _SUBJECT_WEIGHTS = (1.0, 1.0, 1.0, 0.02)  # texts do not say which way round something spins
 _BEHIND = 0.1  # opacity up to which a place counts as background
@@ -81,8 +82,7 @@ class MotionPart(_PartOfMotion):
         weights = _place_weights(truth, front) * there
         path = _path(truth, batch["detour"])
         losses = _error(motion.flow[:, :, None], truth[:, :, None], weights)
-        alone = weights * ~given.all(1)[:, None, None, None, None]
-        losses = losses + _DETOUR_SHARE * _error(motion.detour, batch["detour"], alone)
+        losses = losses + _DETOUR_SHARE * _error(motion.detour, batch["detour"], weights)
         losses = losses + _TOLD_SHARE * (
             _squared_error(told.camera, path, there * (front < _BEHIND))
             + _squared_error(told.cells, path, there * (front > 1 - _BEHIND))
@@ -99,15 +99,19 @@ class ReaderPart(_PartOfMotion):
         return _motion_of(codec).reader
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
-        """Squared errors of how camera and subject move, and entropy of whether there is a cut."""
+        """Squared errors of how camera and subjects move; entropy of who is named and of cuts."""
         said: Said = model(batch["prompt_embeds"])
         camera = (said.camera - batch["camera"]).square().flatten(1).mean(1)
-        weights = torch.tensor(_SUBJECT_WEIGHTS, device=said.subject.device)
-        subject = (said.subject - batch["subject"]).square() * weights
-        motion = _CAMERA_WEIGHT * camera + subject.flatten(1).mean(1)
-        cut = batch["cut"]
-        entropy = F.binary_cross_entropy_with_logits(said.cut, cut, reduction="none")
-        return PartLoss(motion * (1 - cut) + entropy, None)
+        weights = torch.tensor(_SUBJECT_WEIGHTS, device=said.subjects.device)
+        subjects = (said.subjects - batch["subjects"]).square() * weights
+        named, cut = batch["named"], batch["cut"]
+        motion = _CAMERA_WEIGHT * camera + (subjects.flatten(2).mean(2) * named).sum(1)
+        motion = motion + _entropy(said.named, named).mean(1)
+        return PartLoss(motion * (1 - cut) + _entropy(said.cut, cut), None)
+
+
+def _entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
 
 
 def _motion_of(codec: LinearVideoCodec) -> PictureMotion:

@@ -11,6 +11,7 @@ from pixeldance.worlds.stickers import Actor, Scene, actor_path, camera_path, re
 
 CELL = 4  # pixels along a side of a place for which the motion is told
 NUM_DETOURS = 3  # moments, equally far apart, at which a path is told
+NUM_SUBJECTS = 3  # as many actors as there may be
 _HIDDEN = 0.5  # opacity from which an actor counts as in front
 
 
@@ -80,11 +81,14 @@ class MotionInWords(NamedTuple):
         camera: ``(2, 4, 4)``, the similarity of what stands still on the screen, from each end,
             after 1/4, 2/4, 3/4 and all of the way: shift in halves of the picture's sides, log of
             the scale, turn in radians.
-        subject: The same of the first actor, which grows and turns around its own centre.
+        subjects: ``(3, 2, 4, 4)``, the same of each actor in the order in which they are named;
+            they grow and turn around their own centres. Zero where there are fewer.
+        named: ``(3,)``, 1 for those that there are, else 0.
     """
 
     camera: Tensor
-    subject: Tensor
+    subjects: Tensor
+    named: Tensor
 
 
 def motion_in_words(scene: Scene) -> MotionInWords:
@@ -99,13 +103,9 @@ def motion_in_words(scene: Scene) -> MotionInWords:
     (shot,) = scene.shots
     moments = torch.linspace(0, 1, NUM_DETOURS + 2)
     camera = camera_path(shot, moments)
-    x, y, size, angle = actor_path(shot.actors[0], moments)
-    on_screen = torch.stack(
-        [_to_screen(torch.stack([x[m], y[m]]), camera, m) for m in range(len(moments))]
-    )
     shift = torch.stack([camera[0], camera[1]], dim=1)
     sides = torch.tensor([scene.aspect, 1.0])
-    similarities, of_actor = [], []
+    similarities = []
     for end in (0, 1):
         here = -end
         for there in _elapsed(len(moments), end):
@@ -113,14 +113,29 @@ def motion_in_words(scene: Scene) -> MotionInWords:
             scale = (camera[2][here] / camera[2][there]).log()
             turn = camera[3][here] - camera[3][there]
             similarities.append(torch.stack([*(moved / sides), scale, turn]))
-            moved = on_screen[there] - on_screen[here]
-            grown = (size[there] / size[here]).log() + scale
-            turned = angle[there] - angle[here] + turn
-            of_actor.append(torch.stack([*(moved / sides), grown, turned]))
-    count = NUM_DETOURS + 1
-    return MotionInWords(
-        torch.stack(similarities).view(2, count, 4), torch.stack(of_actor).view(2, count, 4)
+    of_camera = torch.stack(similarities).view(2, NUM_DETOURS + 1, 4)
+    subjects = torch.zeros(NUM_SUBJECTS, *of_camera.shape)
+    for number, actor in enumerate(shot.actors):
+        subjects[number] = _of_actor(actor, moments, camera, sides)
+        subjects[number, ..., 2:] += of_camera[..., 2:]  # what the camera grows and turns
+    named = (torch.arange(NUM_SUBJECTS) < len(shot.actors)).float()
+    return MotionInWords(of_camera, subjects, named)
+
+
+def _of_actor(actor: Actor, moments: Tensor, camera: tuple[Tensor, ...], sides: Tensor) -> Tensor:
+    """Similarities ``(2, 4, 4)``: shift on the screen, scale and turn in the plane."""
+    x, y, size, angle = actor_path(actor, moments)
+    on_screen = torch.stack(
+        [_to_screen(torch.stack([x[m], y[m]]), camera, m) for m in range(len(moments))]
     )
+    of_actor = []
+    for end in (0, 1):
+        here = -end
+        for there in _elapsed(len(moments), end):
+            moved = (on_screen[there] - on_screen[here]) / sides
+            grown = (size[there] / size[here]).log()
+            of_actor.append(torch.stack([*moved, grown, angle[there] - angle[here]]))
+    return torch.stack(of_actor).view(2, NUM_DETOURS + 1, 4)
 
 
 def _elapsed(num_moments: int, end: int) -> list[int]:

@@ -241,32 +241,52 @@ def test_with_three_references_each_gap_is_helped_by_the_two_around_it(
     assert (first - second).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("asks", [True, False])
-def test_a_cut_that_the_text_asks_for_stands_half_way_between_two_pictures(asks: bool) -> None:
+def asking_for_a_cut(bias: float) -> tuple[LinearVideoCodec, References, Tensor]:
+    """A codec, two pictures, and a text whose second of three tokens asks for a cut most."""
     codec = make_codec()
     refiner: Any = codec.refiner
-    says = refiner.aligner.motion.reader.say_cut
-    torch.nn.init.zeros_(says.weight)
-    torch.nn.init.constant_(says.bias, 1.0 if asks else -1.0)
-    latents, both = noise(1, Z_DIM, 5, 1, 2), make_references(2, 16, 32)
-    both = References(*(part[:1] for part in both[:3]), text=noise(1, 3, 384))
+    reader = refiner.aligner.motion.reader
+    both, text = make_references(2, 16, 32), noise(1, 3, 384)
+    asking = reader.enter(text)[:, 1]
+    reader.say_cut.weight.data.copy_(3 * asking / asking.square().sum())
+    torch.nn.init.constant_(reader.say_cut.bias, bias)
+    return codec, References(*(part[:1] for part in both[:3]), text=text), text
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_cut_that_the_text_asks_for_stands_half_way_between_two_pictures(asks: bool) -> None:
+    codec, both, text = asking_for_a_cut(-1.0 if asks else -50.0)
+    latents = noise(1, Z_DIM, 5, 1, 2)
     made = codec.decode(latents, both).sample
-    if asks:
-        # frames 0 to 8 are latent frames 0 to 2 of 5
-        first, last = (
-            codec.decode(
-                latents, both._replace(present=torch.tensor([given]), text=0 * both.text)
-            ).sample
-            for given in ([True, False], [False, True])
+    # frames 0 to 8 are latent frames 0 to 2 of 5
+    nothing, (start, end) = torch.zeros(1, 1, 384), both.frames[0].tolist()
+    first, last = (
+        codec.decode(
+            latents,
+            References(both.pictures, torch.tensor([frames]), torch.tensor([given]), words),
+        ).sample
+        for frames, given, words in (
+            ((start, 8), [True, False], torch.cat([text[:, :1], nothing, nothing], dim=1)),
+            ((9, end), [False, True], torch.cat([text[:, :1], text[:, 2:], nothing], dim=1)),
         )
-        expected = torch.cat([first[:, :, :9], last[:, :, 9:]], dim=2)
+    )
+    cut = torch.cat([first[:, :, :9], last[:, :, 9:]], dim=2)
+    if asks:
+        torch.testing.assert_close(made, cut, atol=1e-3, rtol=0)
     else:
-        torch.nn.init.constant_(says.bias, -50.0)
-        expected = codec.decode(latents, both).sample
-    torch.testing.assert_close(made, expected, atol=1e-3, rtol=0)
-    torch.nn.init.constant_(says.bias, 1.0)
-    cut = codec.decode(latents, both).sample
-    assert ((made - cut).abs().max() > 0.01) == (not asks)
+        assert (made - cut).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("begin", [1, 5])
+def test_a_part_of_a_clip_with_a_cut_is_decoded_as_in_the_whole(begin: int) -> None:
+    codec, both, _ = asking_for_a_cut(-1.0)
+    latents, both = noise(1, Z_DIM, 8, 1, 2), both._replace(frames=torch.tensor([[0, 28]]))
+    whole = codec.decode(latents, both).sample
+    shifted = both._replace(frames=both.frames - 4 * begin)
+    part = codec.decode(latents[:, :, begin:], shifted).sample
+    # the first latent frame of a part becomes one frame
+    expected = whole[:, :, 4 * begin + 1 :]
+    torch.testing.assert_close(part[:, :, 1:], expected, atol=1e-4, rtol=0)
 
 
 def test_a_draft_is_the_projection_of_the_carried_pictures(codec: LinearVideoCodec) -> None:

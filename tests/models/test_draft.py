@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixeldance.models.carrying import FINE, Motion
 from pixeldance.models.draft import carried_pictures, shown_share
-from pixeldance.models.motion import FINE, Motion
 
 HEIGHT, WIDTH, SIDE, STEP = 64, 128, 24, 48  # the square goes STEP pixels to the right
 BACKGROUND, FOREGROUND = -0.5, 0.75

@@ -46,6 +46,21 @@ def test_the_way_back_undoes_the_way_there(motion: Similarity) -> None:
     assert complex(back.factor * there + back.shift) == pytest.approx(3 + 4j, abs=1e-4)
 
 
+@pytest.mark.parametrize("motion", [*MOTIONS, similarity(1.0, 1e-5, 9 - 2j)])
+def test_parts_of_the_way_are_the_way(motion: Similarity) -> None:
+    place = torch.tensor(3 + 4j)
+    half = motion.part(0.5)
+    for whole in (moved(half, moved(half, place)), moved(motion.part(1.0), place)):
+        assert complex(whole) == pytest.approx(complex(moved(motion, place)), abs=1e-3)
+    assert complex(moved(motion.part(0.0), place)) == pytest.approx(3 + 4j)
+
+
+def test_at_a_constant_pace_scale_and_turn_grow_evenly() -> None:
+    part = similarity(4.0, math.pi / 2, 0j).part(0.5)
+    assert complex(part.factor) == pytest.approx(cmath.rect(2.0, math.pi / 4), abs=1e-5)
+    assert complex(similarity(1.0, 0.0, 8 - 4j).part(0.25).shift) == pytest.approx(2 - 1j)
+
+
 def test_displacements_of_places() -> None:
     flow = similarity(2.0, math.pi / 2, 0j).flow(places(2, 3, 4, torch.device("cpu")))
     # the second place of the first row is at 6 + 2i; turned and doubled it is at -4 + 12i

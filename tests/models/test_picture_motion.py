@@ -1,82 +1,24 @@
-"""Motion between two pictures: carried to times in between as worked out on paper."""
+"""Motion between two pictures: what can be known before anything is learned, and what is read."""
+
+import cmath
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from pixeldance.models.carrying import carried, detour_of
 from pixeldance.models.matching import PATCH_VALUES
-from pixeldance.models.motion import Motion, PictureMotion, carried, still
+from pixeldance.models.motion import PictureMotion
+from pixeldance.models.reading import Said
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def constant(x: float, y: float, height: int = 12, width: int = 16) -> Motion:
-    """Everything moves by x, y pixels from the first picture to the second."""
-    there = torch.tensor([x, y]).view(1, 1, 2, 1, 1).expand(1, 1, 2, height, width)
-    flow = torch.cat([there, -there], dim=1)
-    detour = torch.zeros(1, 2, 3, 2, height, width)
-    return Motion(flow, torch.zeros(1, 2, 1, height, width), detour)
-
-
 def given(*present: bool) -> Tensor:
     return torch.tensor([present or (True, True)])
-
-
-@pytest.mark.parametrize("time", [0.0, 0.25, 0.5, 1.0])
-def test_what_moves_as_one_is_fetched_from_where_it_was_and_will_be(time: float) -> None:
-    flow, front = carried(constant(16.0, -8.0), torch.tensor([[time]]), given())
-    assert flow.shape == (1, 2, 1, 2, 12, 16)
-    for number, share in ((0, -time), (1, 1 - time)):
-        expected = torch.tensor([16.0 * share, -8.0 * share]).view(2, 1, 1).expand(2, 12, 16)
-        # also where nothing lands: holes take what is around them
-        torch.testing.assert_close(flow[0, number, 0], expected, atol=1e-3, rtol=0)
-    assert front.abs().max() < 1e-6
-
-
-def crossing(order: tuple[int, int] = (2, 8)) -> Motion:
-    """A square of 4 cells goes from column 2 to column 8 (24 pixels) before what stands still."""
-    motion = constant(0.0, 0.0)
-    flow, front = motion.flow.clone(), motion.front.clone()
-    distance = 4.0 * (order[1] - order[0])
-    for number, (column, sign) in enumerate(zip(order, (1, -1), strict=True)):
-        flow[0, number, 0, 4:8, column : column + 4] = sign * distance
-        front[0, number, 0, 4:8, column : column + 4] = 1.0
-    return motion._replace(flow=flow, front=front)
-
-
-def test_what_lies_in_front_hides_what_lies_behind() -> None:
-    flow, front = carried(crossing(), torch.tensor([[0.5, 1 / 6]]), given())
-    for frame, column in enumerate((5, 3)):
-        square = front[0, frame, 0] > 0.9
-        assert square[4:8, column : column + 4].all()
-        assert int(square.sum()) == 16
-        assert flow[0, 0, frame, 0, 4:8, column : column + 4].mean() == pytest.approx(
-            -24.0 * (column - 2) / 6, abs=0.1
-        )
-        assert flow[0, 1, frame, 0, 4:8, column : column + 4].mean() == pytest.approx(
-            24.0 * (8 - column) / 6, abs=0.1
-        )
-        assert flow[0, :, frame, :, :3].abs().max() < 1e-3
-
-
-def test_at_its_own_time_a_picture_stays_where_it_is() -> None:
-    motion = crossing()
-    flow, front = carried(motion, torch.tensor([[0.0, 1.0]]), given())
-    for end in (0, 1):
-        shown = motion.front[0, end] > 0.5
-        assert flow[0, end, end][:, shown[0]].abs().max() < 1e-3
-        assert torch.equal(front[0, end] > 0.5, shown)
-
-
-def test_without_two_pictures_nothing_moves() -> None:
-    flow, front = carried(
-        still(torch.zeros(2, 2, 3, 32, 48)), torch.rand(2, 3), given().expand(2, -1)
-    )
-    assert flow.shape == (2, 2, 3, 2, 8, 12)
-    assert not flow.any()
-    assert not front.any()
 
 
 def make_network(*, is_random: bool = True) -> PictureMotion:
@@ -123,35 +65,6 @@ def test_an_absent_picture_is_not_looked_at_and_the_text_is_read() -> None:
     assert (changed.detour - made.detour).abs().max() > 1e-3
 
 
-def test_a_detour_is_gone_and_is_over_at_both_ends() -> None:
-    motion = constant(16.0, 0.0)
-    motion.detour[:, 0, :, 1] = torch.tensor([4.0, 8.0, 4.0])[:, None, None]  # down and back
-    motion.detour[:, 1, :, 1] = torch.tensor([4.0, 8.0, 4.0])[:, None, None]
-    time = torch.tensor([[0.0, 0.125, 0.25, 0.5, 0.875, 1.0]])
-    flow, _ = carried(motion, time, given())
-    for frame, down in enumerate((0.0, 2.0, 4.0, 8.0, 2.0, 0.0)):
-        torch.testing.assert_close(
-            flow[0, 0, frame, 1], torch.full((12, 16), -down), atol=1e-3, rtol=0
-        )
-        torch.testing.assert_close(
-            flow[0, 1, frame, 1], torch.full((12, 16), -down), atol=1e-3, rtol=0
-        )
-
-
-@pytest.mark.parametrize("end", [0, 1])
-def test_one_picture_alone_is_carried_all_the_way(end: int) -> None:
-    motion = crossing()
-    motion.flow[:, 1 - end] = 1000.0  # of an absent picture: never looked at
-    present = given(end == 0, end == 1)
-    flow, front = carried(motion, torch.tensor([[0.5]]), present)
-    square = front[0, 0, 0] > 0.9
-    assert square[4:8, 5:9].all()
-    assert int(square.sum()) == 16
-    assert flow[0, end, 0, 0, 4:8, 5:9].mean() == pytest.approx(12.0 if end else -12.0, abs=0.1)
-    # where the square was, what is behind it appears: it rests
-    assert flow[0, end, 0, :, 4:8, (2 if end == 0 else 10)].abs().max() < 0.5
-
-
 def test_a_picture_found_again_is_found_to_the_pixel_before_anything_is_learned() -> None:
     wide = noise(3, 64, 112, seed=1)
     wide = torch.nn.functional.avg_pool2d(wide, 3, stride=1, padding=1) * 3
@@ -172,7 +85,7 @@ def test_a_picture_found_again_is_found_to_the_pixel_before_anything_is_learned(
 def test_what_is_said_depends_on_which_word_comes_first() -> None:
     reader, text = make_network().reader, text_of(1)
     forth, back = reader(text), reader(text.flip(1))
-    assert (forth.subject - back.subject).abs().max() > 1e-3
+    assert (forth.subjects - back.subjects).abs().max() > 1e-3
     # whether there is a cut is a matter of each word
     torch.testing.assert_close(forth.cut, back.cut)
 
@@ -189,3 +102,117 @@ def test_gradient_reaches_every_weight() -> None:
     }
     # filters are closed form; whether there is a cut is no motion
     assert without == {"filters", "reader.say_cut.weight", "reader.say_cut.bias"}
+
+
+def turned_by(angle: float) -> Tensor:
+    """A picture, and the same turned around its centre: ``(1, 2, 3, 64, 96)``."""
+    wide = torch.nn.functional.avg_pool2d(noise(1, 3, 64, 96, seed=1), 7, stride=1, padding=3) * 7
+    cos, sin = math.cos(angle), math.sin(angle)
+    # grid coordinates are halves of the sides, which differ
+    theta = torch.tensor([[[cos, sin * 64 / 96, 0.0], [-sin * 96 / 64, cos, 0.0]]])
+    grid = torch.nn.functional.affine_grid(theta, [1, 3, 64, 96], align_corners=False)
+    return torch.stack(
+        [wide, torch.nn.functional.grid_sample(wide, grid, align_corners=False)], dim=1
+    )
+
+
+def bending(bias: float) -> PictureMotion:
+    """A network that has learned nothing, but to believe the text about bends, or not to."""
+    network = make_network(is_random=False)
+    network.leave[-1].bias.data[-2:] = torch.tensor([bias, -50.0])
+    return network
+
+
+def test_what_turns_goes_round_in_a_circle() -> None:
+    angle = 0.3
+    with torch.no_grad():
+        candidates = make_network().candidates(turned_by(angle), given())
+    place = complex(4 * 20 + 2 - 48, 4 * 13 + 2 - 32)  # from the centre
+    for end, sign in ((0, 1), (1, -1)):
+        for number, share in enumerate((0.25, 0.5, 0.75)):
+            turned = cmath.rect(1.0, sign * share * angle) * place
+            straight = place * (1 + share * (cmath.rect(1.0, sign * angle) - 1))
+            found = candidates.detour[0, end, 0, number, :, 13, 20]
+            assert complex(*found.tolist()) == pytest.approx(turned - straight, abs=0.1)
+    assert not candidates.detour[:, :, -1].any()  # of a single match no more is known
+
+
+def test_what_moves_as_a_candidate_does_goes_its_way() -> None:
+    network, pictures = bending(-50.0), turned_by(0.3)
+    with torch.no_grad():
+        candidates = network.candidates(pictures, given())
+        motion, _ = network(pictures, given(), text_of(1))
+    best = candidates.likeness.argmax(2, keepdim=True)
+    found = best[:, :, :, None, None].expand(-1, -1, 1, 3, 2, -1, -1)
+    expected = candidates.detour.gather(2, found)[:, :, 0]
+    is_like = candidates.likeness.amax(2) > 0.1
+    assert is_like.float().mean() > 0.5
+    torch.testing.assert_close(
+        motion.detour.movedim((2, 3), (-2, -1))[is_like],
+        expected.movedim((2, 3), (-2, -1))[is_like],
+    )
+
+
+def test_where_the_text_is_believed_paths_bend_as_it_says() -> None:
+    network = bending(50.0)
+    network.tell_camera.bias.data[4] = 0.5  # half of the way: width / 4 to the right
+    with torch.no_grad():
+        motion, told = network(turned_by(0.5), given(), text_of(1))
+    assert motion.front.max() <= 0.5  # so it is the camera that moves
+    torch.testing.assert_close(motion.detour, detour_of(told.camera), atol=1e-4, rtol=0)
+    assert motion.detour[:, 0, 1, 0].min() > 12
+
+
+class Saying(torch.nn.Module):
+    """Reads, whatever is written, that two subjects go along these paths, seen from both ends.
+
+    Args:
+        paths: ``(2, 4, 2)``, shifts after the quarters of the way, in halves of the sides.
+    """
+
+    def __init__(self, reader: torch.nn.Module, paths: Tensor) -> None:
+        super().__init__()
+        self.reader, self.paths = reader, paths
+
+    def forward(self, text: Tensor) -> Said:
+        said: Said = self.reader(text)
+        subjects = torch.zeros_like(said.subjects)
+        subjects[:, :2, :, :, :2] = self.paths[:, None]
+        return said._replace(subjects=subjects, named=torch.tensor([[20.0, 20.0, -20.0]]))
+
+
+def shifted_by(columns: int) -> Tensor:
+    """A picture, and the same moved to the right: ``(1, 2, 3, 64, 96)``."""
+    wide = torch.nn.functional.avg_pool2d(noise(3, 64, 112, seed=1), 3, stride=1, padding=1) * 3
+    return torch.stack([wide[..., 16 : 16 + 96], wide[..., 16 - columns : 112 - columns]])[None]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_of_the_subjects_named_that_one_is_there_whose_path_ends_where_things_are(
+    number: int,
+) -> None:
+    leaps = torch.tensor([[1.0, -3.0], [2.0, -4.0], [3.0, -3.0], [4.0, 0.0]]) / 12
+    paths = torch.stack([-torch.linspace(0.1, 0.4, 4)[:, None] * torch.ones(2), leaps])
+    network = bending(50.0)
+    network.leave[-1].bias.data[-3] = 5.0  # everything is in front
+    network.reader = Saying(network.reader, paths if number else paths.flip(0))
+    with torch.no_grad():
+        motion, _ = network(shifted_by(16), given(), text_of(1))
+    torch.testing.assert_close(
+        motion.flow[0, 0, :, 8, 8], torch.tensor([16.0, 0.0]), atol=0.3, rtol=0
+    )
+    # 16 pixels to the right end where the leap does: 4/12 of 48
+    expected = torch.tensor([[0.0, -3 / 12], [0.0, -4 / 12], [0.0, -3 / 12]]) * 32
+    torch.testing.assert_close(motion.detour[0, 0, :, :, 8, 8], expected, atol=0.2, rtol=0)
+
+
+def test_a_path_is_stretched_to_where_it_ends() -> None:
+    corner = torch.tensor([[3.0, 0.0], [6.0, 0.0], [6.0, 0.0], [6.0, 0.0]]) / 12  # goes, then stays
+    network = bending(50.0)
+    network.leave[-1].bias.data[-3] = 5.0
+    network.reader = Saying(network.reader, torch.stack([corner, -corner]))
+    with torch.no_grad():
+        motion, _ = network(shifted_by(16), given(), text_of(1))
+    # said: 24 pixels; seen: 16, all of them in the first half
+    expected = torch.tensor([[8.0 - 4.0, 0.0], [16.0 - 8.0, 0.0], [16.0 - 12.0, 0.0]])
+    torch.testing.assert_close(motion.detour[0, 0, :, :, 8, 8], expected, atol=0.2, rtol=0)

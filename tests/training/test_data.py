@@ -187,7 +187,8 @@ def test_batches_for_the_reader(codec: LinearVideoCodec) -> None:
     batch = one_batch(make_config(Path(), part="reader", buckets=BUCKETS[1:]), codec)
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "camera": (2, 2, 4, 4),
-        "subject": (2, 2, 4, 4),
+        "subjects": (2, 3, 2, 4, 4),
+        "named": (2, 3),
         "cut": (2,),
         "prompt_embeds": (2, TEXT_TOKENS, TEXT_DIM),
         "sample_ids": (2,),

@@ -121,11 +121,14 @@ def test_a_training_step_of_the_motion(tmp_path: Path) -> None:
     make_codec(tmp_path / "codec")
     bucket = BUCKETS[0]
     config = make_config(tmp_path, part="motion")
+    model = PictureMotion(text_dim=TEXT_DIM).requires_grad_(False)
+    inputs = motion_inputs(1, TEXT_TOKENS, TEXT_DIM, bucket.height, bucket.width)
     with counting_attention() as counter:
-        PictureMotion(text_dim=TEXT_DIM).requires_grad_(False).chosen(
-            *motion_inputs(1, TEXT_TOKENS, TEXT_DIM, bucket.height, bucket.width)
-        )
-    assert training_flops(config, bucket) == 3 * counter.get_total_flops() > 0
+        model.chosen(*inputs)
+    with counting_attention() as frozen:
+        model.reader(inputs[-1])
+    trained = counter.get_total_flops() - frozen.get_total_flops()
+    assert training_flops(config, bucket) == 3 * trained > 0
     assert clip_tokens(config, bucket) == 2 * 12 * 12
 
 

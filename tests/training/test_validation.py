@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_training import BUCKETS, made_up_embeds, make_codec, make_config, use_made_up_world
 from torch import Tensor, nn
 
+from pixeldance.models.carrying import Motion, still
 from pixeldance.models.codec import LinearVideoCodec, decode_latents, encode_pictures
-from pixeldance.models.motion import Motion, still
 from pixeldance.training.config import TrainConfig
 from pixeldance.training.parts import make_part
 from pixeldance.training.validation import SIGMAS, Validation
@@ -214,7 +214,7 @@ class PassThrough(nn.Module):
         assert text.any()
         return still(pictures)
 
-    def asks_for_cut(self, text: Tensor) -> Tensor:
+    def cuts_asked_for(self, text: Tensor) -> Tensor:
         return torch.zeros(len(text), dtype=torch.bool)
 
     def forward(self, coarse: Tensor, *given: Any) -> tuple[Tensor, None]:

@@ -9,6 +9,7 @@ from tiny_world import make_assets, plain
 
 from pixeldance.models.layers import warp
 from pixeldance.worlds.assets import WorldAssets
+from pixeldance.worlds.captions import describe
 from pixeldance.worlds.motion import TrueMotion, motion_in_words, true_motion
 from pixeldance.worlds.stickers import (
     Action,
@@ -166,7 +167,10 @@ def test_what_words_say_of_the_subject_is_how_its_centre_moves(assets: WorldAsse
         for moment in range(4):
             truth = flow[end] if moment == 3 else detour[end, moment] + (moment + 1) / 4 * flow[end]
             torch.testing.assert_close(
-                words.subject[end, moment, :2] * sides, truth[:, covered].mean(1), atol=1e-3, rtol=0
+                words.subjects[0][end, moment, :2] * sides,
+                truth[:, covered].mean(1),
+                atol=1e-3,
+                rtol=0,
             )
 
 
@@ -180,8 +184,24 @@ def test_what_words_say_of_the_subject_is_how_it_grows_and_turns(assets: WorldAs
         words = motion_in_words(scene_of(rest, action, background=plain()))
         elapsed = torch.arange(1, 5) / 4
         for end, sign in ((0, 1), (1, -1)):
-            torch.testing.assert_close(words.subject[end, :, 2], sign * log_scale * elapsed)
-            torch.testing.assert_close(words.subject[end, :, 3], sign * turn * elapsed)
-            assert words.subject[end, :, :2].abs().max() < 1e-6
+            torch.testing.assert_close(words.subjects[0][end, :, 2], sign * log_scale * elapsed)
+            torch.testing.assert_close(words.subjects[0][end, :, 3], sign * turn * elapsed)
+            assert words.subjects[0][end, :, :2].abs().max() < 1e-6
     zoomed = motion_in_words(scene_of(Camera("zoom in", 0.3), Action("still", 0.0, eased=False)))
-    assert zoomed.subject[0, -1, 2] == pytest.approx(0.3, abs=1e-5)
+    assert zoomed.subjects[0][0, -1, 2] == pytest.approx(0.3, abs=1e-5)
+
+
+def test_every_actor_is_told_of_in_the_order_of_the_caption() -> None:
+    actors = tuple(
+        Actor(read_characters()[number], (Action(motion, 0.5, eased=False),), (x, 0.0), 0.4, 0.0)
+        for number, (motion, x) in enumerate((("left", 0.5), ("up", -0.5)))
+    )
+    scene = Scene((Shot(plain(), Camera("static", 0.0), actors),), WIDTH / HEIGHT)
+    words = motion_in_words(scene)
+    assert words.named.tolist() == [1, 1, 0]
+    ends = torch.tensor([[-0.5 * HEIGHT / WIDTH, 0.0], [0.0, -0.5], [0.0, 0.0]])
+    torch.testing.assert_close(words.subjects[:, 0, -1, :2], ends)
+    torch.testing.assert_close(words.subjects[:, 1, -1, :2], -ends)
+    assert describe(scene, 0).index(actors[0].character.noun) < describe(scene, 0).index(
+        actors[1].character.noun
+    )
