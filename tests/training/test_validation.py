@@ -215,7 +215,7 @@ class PassThrough(nn.Module):
         return still(pictures)
 
     def cuts_asked_for(self, text: Tensor) -> Tensor:
-        return torch.zeros(len(text), dtype=torch.bool)
+        return torch.full((len(text),), -1)
 
     def forward(self, coarse: Tensor, *given: Any) -> tuple[Tensor, None]:
         self.given.append(given)
