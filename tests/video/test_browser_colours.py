@@ -26,7 +26,10 @@ READ_MIDDLE = """async uri => {
     video.muted = true;
     video.src = uri;
     await new Promise((resolve, reject) => {
-        video.onseeked = resolve;
+        // on a busy machine a frame may be shown only after the seek has ended
+        const shown = (now, frame) =>
+            frame.mediaTime > 0 ? resolve() : video.requestVideoFrameCallback(shown);
+        video.requestVideoFrameCallback(shown);
         video.onerror = () => reject(video.error.message);
         video.onloadeddata = () => { video.currentTime = video.duration / 2; };
     });
