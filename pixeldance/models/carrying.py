@@ -80,6 +80,21 @@ def detour_of(path: Tensor) -> Tensor:
     return path[..., :-1, :, :, :] - elapsed * path[..., -1:, :, :, :]
 
 
+def path_of(flow: Tensor, detour: Tensor) -> Tensor:
+    """Whole paths, of which :func:`detour_of` gives the detours.
+
+    Args:
+        flow: ``(..., 2, h, w)``, as :class:`Motion` has it.
+        detour: ``(..., 3, 2, h, w)``, as well.
+
+    Returns:
+        ``(..., 4, 2, h, w)``, displacements after 1/4, 2/4, 3/4 and all of the way.
+    """
+    end = flow[..., None, :, :, :]
+    inner = detour + _moments(flow.device)[:, None, None, None] * end
+    return torch.cat([inner, end], dim=-4)
+
+
 def carried(motion: Motion, time: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Displacements from frames in between into both pictures.
 

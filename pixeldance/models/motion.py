@@ -44,6 +44,8 @@ from pixeldance.models.reading import (
 FLOW_UNIT = 32.0  # pixels that count as 1 in channels that hold displacements
 _NUM_MOTIONS = 4  # candidates that hold for a part of the picture
 NUM_CANDIDATES = _NUM_MOTIONS + 1  # single matches are one more
+# choice (candidates, camera, cells), correction of the flow, front, bend, whether as told for cells
+_OUTPUTS = (NUM_CANDIDATES + 2, 2, 1, 1, 1)
 _TOKEN = 16  # side of the cells that the transformer sees
 _LAYERS = 3
 _IN_FRONT = 0.5  # how likely something must be in front to move with it, not with the camera
@@ -133,8 +135,7 @@ class PictureMotion(nn.Module):
         self.leave = nn.Sequential(
             nn.GroupNorm(8, fine),
             nn.SiLU(),
-            # choice, correction of the flow, front, bend, whether as told there
-            zeroed(nn.Conv2d(fine, NUM_CANDIDATES + 2 + 5, 3, padding=1)),
+            zeroed(nn.Conv2d(fine, sum(_OUTPUTS), 3, padding=1)),
         )
 
     def forward(
@@ -187,10 +188,9 @@ class PictureMotion(nn.Module):
         grid = places(height, width, FINE, pictures.device)
         single = _paired(F.interpolate(matched, scale_factor=CELL // FINE))
         ways = [(motion, motion.inverse()) for motion in motions]
-        flow = torch.stack(
-            [*(torch.stack([m.flow(grid) for m in way], dim=1) for way in ways), single], dim=2
-        )
-        bends = [torch.stack([_bend(m, grid) for m in way], dim=1) for way in ways]
+        paths = [torch.stack([_path(m, grid) for m in way], dim=1) for way in ways]
+        flow = torch.stack([*(path[:, :, -1] for path in paths), single], dim=2)
+        bends = [detour_of(path) for path in paths]
         detour = torch.stack([*bends, torch.zeros_like(bends[0])], dim=2)
         # a descriptor lies a pixel and a half after the centre of its place, of which there are 4
         own = F.pad(descriptors, (1, 0, 1, 0), mode="replicate")[:, :, :-1:2, :-1:2]
@@ -244,32 +244,34 @@ class PictureMotion(nn.Module):
         coarse = coarse + self.from_tokens(as_input(cells, self.from_tokens))
         fine = fine + self.from_coarse(self.bottom(coarse))
         made = _paired(self.leave(self.up_fine(fine)).float())
-        front, bend = made[:, :, NUM_CANDIDATES + 4 : NUM_CANDIDATES + 6].sigmoid().chunk(2, dim=2)
+        choice, correction, front, bend, as_told = made.split(_OUTPUTS, dim=2)
+        front, bend = front.sigmoid(), bend.sigmoid()
         told = self._told(cells, thought, said, front)
 
-        count = NUM_CANDIDATES
         is_pair = present.all(1)[:, None, None, None, None]
-        logits = made[:, :, :count] + self.likeness_weight * candidates.likeness
-        logits = torch.cat(
-            [torch.where(is_pair, logits, -1.0e4), made[:, :, count : count + 2]], dim=2
-        )
+        matched, from_text = choice.split([NUM_CANDIDATES, 2], dim=2)
+        matched = matched + self.likeness_weight * candidates.likeness
+        logits = torch.cat([torch.where(is_pair, matched, -1.0e4), from_text], dim=2)
         if is_mixed:
             share = logits.softmax(dim=2)
         else:  # half of one displacement and half of another one tears things to pieces
             front = torch.where(is_pair, front, _surer(front))
             share = torch.zeros_like(logits).scatter(2, logits.argmax(2, keepdim=True), 1.0)
+        is_front = front > _IN_FRONT
         flows = torch.cat([candidates.flow, told.camera[:, :, -1:], told.cells[:, :, -1:]], dim=2)
-        flow = (share[:, :, :, None] * flows).sum(2) + FINE * made[:, :, count + 2 : count + 4]
-        path = torch.where(front[:, :, None] > _IN_FRONT, told.cells, told.camera)
-        flow = torch.where(is_pair, flow, path[:, :, -1])
-        detours = torch.stack([detour_of(told.camera), detour_of(told.cells)], dim=2)
-        detours = torch.cat([candidates.detour, detours], dim=2)
+        flow = (share[:, :, :, None] * flows).sum(2) + FINE * correction
+        alone = torch.where(is_front, told.cells[:, :, -1], told.camera[:, :, -1])
+        flow = torch.where(is_pair, flow, alone)
+
+        of_camera, of_cells = detour_of(told.camera), detour_of(told.cells)
+        detours = torch.cat([candidates.detour, of_camera[:, :, None], of_cells[:, :, None]], dim=2)
         detour = (share[:, :, :, None, None] * detours).sum(2)
         # between two pictures, text counts only where it is sure that a path bends
-        as_said = self._stretched(told, said, flow.detach(), front, made[:, :, -1:])
+        of_subject = self._stretched(said, told.who, flow.detach(), of_cells, as_told)
+        as_said = torch.where(is_front[:, :, None], of_subject, of_camera)
+        alone = torch.where(is_front[:, :, None], of_cells, of_camera)
         detour = torch.lerp(detour, as_said, bend[:, :, None])
-        detour = torch.where(is_pair[:, :, None], detour, detour_of(path))
-        return Motion(flow, front, detour), told
+        return Motion(flow, front, torch.where(is_pair[:, :, None], detour, alone)), told
 
     def _thought(self, cells: Tensor, said: Said) -> tuple[Tensor, Tensor]:
         """Cells ``(n 2) c h w`` after the transformer, and the tokens ``n 8 c`` of the text."""
@@ -315,13 +317,13 @@ class PictureMotion(nn.Module):
         return _paired(finer) + F.logsigmoid(said.named)[:, None, :, None, None]
 
     def _stretched(
-        self, told: Told, said: Said, flow: Tensor, front: Tensor, as_told: Tensor
+        self, said: Said, who: Tensor, flow: Tensor, of_cells: Tensor, as_told: Tensor
     ) -> Tensor:
-        """Detours as the text says, stretched to where paths end: ``(n, 2, 3, 2, h, w)``.
+        """Detours ``(n, 2, 3, 2, h, w)`` of what is in front, stretched to where paths end.
 
-        What is in front goes the way of the subject whose path ends there, or as told.
+        It goes the way of the subject whose path ends there, or as told for the cells.
         """
-        height, width = (FINE * side for side in front.shape[-2:])
+        height, width = (FINE * side for side in flow.shape[-2:])
         half = torch.tensor([width / 2, height / 2], device=flow.device)[:, None, None]
         path = rearrange(said.subjects[..., :2], "n s r k d -> n r s k d 1 1")
         wanted, end = (flow / half)[:, :, None], path[:, :, :, -1]
@@ -329,17 +331,15 @@ class PictureMotion(nn.Module):
         stretch = torch.where(end.abs() > _LONG, ratio.clamp(0, _MOST_STRETCH), 1.0)
         detours = detour_of(path) * half * stretch[:, :, :, None]
         mismatch = (wanted - end).norm(dim=3)
-        logits = torch.cat([told.who - self.mismatch_weight * mismatch, as_told], dim=2)
-        detours = torch.cat([detours, detour_of(told.cells)[:, :, None]], dim=2)
-        of_subject = (logits.softmax(2)[:, :, :, None, None] * detours).sum(2)
-        return torch.where(front[:, :, None] > _IN_FRONT, of_subject, detour_of(told.camera))
+        logits = torch.cat([who - self.mismatch_weight * mismatch, as_told], dim=2)
+        detours = torch.cat([detours, of_cells[:, :, None]], dim=2)
+        return (logits.softmax(2)[:, :, :, None, None] * detours).sum(2)
 
 
-def _bend(motion: Similarity, grid: Tensor) -> Tensor:
-    """Detours ``(n, 3, 2, h, w)`` of the complex places ``(h, w)`` at a constant pace."""
-    moments = range(1, NUM_MOMENTS + 1)
-    path = torch.stack([motion.part(k / NUM_MOMENTS).flow(grid) for k in moments], dim=1)
-    return detour_of(path)
+def _path(motion: Similarity, grid: Tensor) -> Tensor:
+    """Displacements ``(n, 4, 2, h, w)`` of the complex places ``(h, w)`` at a constant pace."""
+    parts = [motion.part(moment / NUM_MOMENTS) for moment in range(1, NUM_MOMENTS)]
+    return torch.stack([part.flow(grid) for part in (*parts, motion)], dim=1)
 
 
 def _surer(likely: Tensor) -> Tensor:

@@ -144,19 +144,21 @@ def shots(
     split = sum(GROUP * group <= middle for group in range(num_groups))
     last = GROUP * math.floor(middle / GROUP)  # frame before the cut
     before, after = _texts_around(references.text, cut_at)
-    halves = [(range(split), [False, True], last, before)]
-    halves += [(range(split, num_groups), [True, False], last + 1, after)]
+    is_last = torch.tensor([False, True], device=is_cut.device)
+    halves = [
+        (range(split), is_cut & is_last, last, before),
+        (range(split, num_groups), is_cut & ~is_last, last + 1, after),
+    ]
     return [
         (
             groups,
             references._replace(
-                frames=torch.where(is_cut & is_hidden, end, references.frames),
-                present=references.present & ~(is_cut & is_hidden),
+                frames=torch.where(is_hidden, end, references.frames),
+                present=references.present & ~is_hidden,
                 text=torch.where(is_cut[:, :, None], text, references.text),
             ),
         )
-        for groups, hidden, end, text in halves
-        for is_hidden in (torch.tensor(hidden, device=is_cut.device),)
+        for groups, is_hidden, end, text in halves
         if len(groups)
     ]
 

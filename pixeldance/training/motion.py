@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pixeldance.models.carrying import FINE
+from pixeldance.models.carrying import FINE, path_of
 from pixeldance.models.codec import LinearVideoCodec
 from pixeldance.models.matching import CELL, patches, whitening
 from pixeldance.models.motion import PictureMotion
@@ -80,7 +80,7 @@ class MotionPart(_PartOfMotion):
         truth, front = batch["flow"], batch["front"]
         there = given[:, :, None, None, None]
         weights = _place_weights(truth, front) * there
-        path = _path(truth, batch["detour"])
+        path = path_of(truth, batch["detour"])
         losses = _error(motion.flow[:, :, None], truth[:, :, None], weights)
         losses = losses + _DETOUR_SHARE * _error(motion.detour, batch["detour"], weights)
         losses = losses + _TOLD_SHARE * (
@@ -158,14 +158,6 @@ def _given(sample_ids: Tensor) -> Tensor:
         drawn = random.Random(f"given:{number}").random()
         rows.append((drawn >= _LAST_ONLY, not _LAST_ONLY <= drawn < _LAST_ONLY + _FIRST_ONLY))
     return torch.tensor(rows)
-
-
-def _path(flow: Tensor, detour: Tensor) -> Tensor:
-    """Displacements after all four parts of the way, ``(n, 2, 4, 2, h, w)``."""
-    count = detour.shape[2]
-    elapsed = torch.arange(1, count + 1, device=flow.device) / (count + 1)
-    inner = detour + elapsed[:, None, None, None] * flow[:, :, None]
-    return torch.cat([inner, flow[:, :, None]], dim=2)
 
 
 def _squared_error(paths: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixeldance.models.carrying import FINE, NUM_DETOURS
+from pixeldance.models.reading import NUM_SUBJECTS
 from pixeldance.worlds.assets import WorldAssets
 from pixeldance.worlds.stickers import Actor, Scene, actor_path, camera_path, render_actor
 
-CELL = 4  # pixels along a side of a place for which the motion is told
-NUM_DETOURS = 3  # moments, equally far apart, at which a path is told
-NUM_SUBJECTS = 3  # as many actors as there may be
 _HIDDEN = 0.5  # opacity from which an actor counts as in front
 
 
@@ -52,7 +51,7 @@ def true_motion(
     ends = moments[[0, -1]]
     camera = camera_path(shot, moments)
     camera_at_ends = camera_path(shot, ends)
-    rows, columns = height // CELL, width // CELL
+    rows, columns = height // FINE, width // FINE
     aspect = width / height
     x = ((torch.arange(columns) + 0.5) * 2 / columns - 1) * aspect
     y = (torch.arange(rows) + 0.5) * 2 / rows - 1
@@ -63,7 +62,7 @@ def true_motion(
         # two frames of the sprite's loop, as far apart as the clip is long
         pace = fps / (num_frames - 1)
         sprite = render_actor(assets, actor, ends, camera_at_ends, (height, width), pace)
-        covered = F.avg_pool2d(sprite[:, 3:], CELL)
+        covered = F.avg_pool2d(sprite[:, 3:], FINE)
         for end in (0, 1):
             moved = _actor_path_on_screen(actor, moments, camera, screen, end)
             paths[end] = torch.where(covered[end] >= _HIDDEN, moved, paths[end])
@@ -106,13 +105,11 @@ def motion_in_words(scene: Scene) -> MotionInWords:
     shift = torch.stack([camera[0], camera[1]], dim=1)
     sides = torch.tensor([scene.aspect, 1.0])
     similarities = []
-    for end in (0, 1):
-        here = -end
-        for there in _elapsed(len(moments), end):
-            moved = _rotated(shift[here] - shift[there], -camera[3][there]) / camera[2][there]
-            scale = (camera[2][here] / camera[2][there]).log()
-            turn = camera[3][here] - camera[3][there]
-            similarities.append(torch.stack([*(moved / sides), scale, turn]))
+    for here, there in _ways(len(moments)):
+        moved = _rotated(shift[here] - shift[there], -camera[3][there]) / camera[2][there]
+        scale = (camera[2][here] / camera[2][there]).log()
+        turn = camera[3][here] - camera[3][there]
+        similarities.append(torch.stack([*(moved / sides), scale, turn]))
     of_camera = torch.stack(similarities).view(2, NUM_DETOURS + 1, 4)
     subjects = torch.zeros(NUM_SUBJECTS, *of_camera.shape)
     for number, actor in enumerate(shot.actors):
@@ -129,13 +126,16 @@ def _of_actor(actor: Actor, moments: Tensor, camera: tuple[Tensor, ...], sides: 
         [_to_screen(torch.stack([x[m], y[m]]), camera, m) for m in range(len(moments))]
     )
     of_actor = []
-    for end in (0, 1):
-        here = -end
-        for there in _elapsed(len(moments), end):
-            moved = (on_screen[there] - on_screen[here]) / sides
-            grown = (size[there] / size[here]).log()
-            of_actor.append(torch.stack([*moved, grown, angle[there] - angle[here]]))
+    for here, there in _ways(len(moments)):
+        moved = (on_screen[there] - on_screen[here]) / sides
+        grown = (size[there] / size[here]).log()
+        of_actor.append(torch.stack([*moved, grown, angle[there] - angle[here]]))
     return torch.stack(of_actor).view(2, NUM_DETOURS + 1, 4)
+
+
+def _ways(num_moments: int) -> list[tuple[int, int]]:
+    """From each end to the later moments on its way: pairs of from and to."""
+    return [(-end, there) for end in (0, 1) for there in _elapsed(num_moments, end)]
 
 
 def _elapsed(num_moments: int, end: int) -> list[int]:
