@@ -19,6 +19,7 @@ from pixeldance.models.alignment import GROUP, Aligned, ReferenceAligner
 from pixeldance.models.carrying import Motion
 from pixeldance.models.layers import ResidualBlock, as_input, zeroed
 from pixeldance.models.reading import Said
+from pixeldance.models.subjects import follow_subjects
 
 _UNSHUFFLE = 4  # the U-Net works at 1/4 of the resolution
 _TIME_UNIT = 24.0  # frames that count as 1 in the time channels
@@ -130,8 +131,8 @@ class ReferenceRefiner(nn.Module):
         Returns:
             The motion.
         """
-        motion: Motion = self.aligner.motion(pictures, present, text)[0]
-        return motion
+        motion, _ = self.aligner.motion(pictures, present, text)
+        return follow_subjects(motion, self.aligner.motion.reader(text), pictures, present)
 
     def cuts_asked_for(self, text: Tensor) -> Tensor:
         """Which token asks for a cut, ``(n,)`` int64, or -1; token states as for the motion."""
