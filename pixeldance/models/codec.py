@@ -203,10 +203,10 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
 
         Args:
             references: Two references, prepared, at least one of them present in each clip.
-            frames: ``(q,)`` int64, which frames.
+            frames: ``(q,)`` or ``(batch, q)`` int64, which frames.
 
         Returns:
-            Video ``(batch, 3, q, height, width)``, float32.
+            Video ``(batch, 3, q, height, width)``, float32; anything where no reference is present.
         """
         given, _, motion = references
         assert motion is not None, "there is motion where a picture is present"
@@ -245,17 +245,35 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         """
         assert self.refiner is not None, "refine needs a refiner"
         given, coarse_references, motion = references
-        last_frames = GROUP * torch.arange(start, start + groups.shape[1], device=groups.device)
+        slots = torch.arange(start, start + groups.shape[1], device=groups.device)
         weight_type = self.refiner.enter.weight.dtype
         refined, _ = self.refiner(
             groups.to(weight_type),
             given.pictures.to(weight_type),
             coarse_references.to(weight_type),
-            given.frames[:, None] - last_frames[None, :, None],
+            given.frames[:, None] - GROUP * slots[None, :, None],
             given.present,
             motion,
+            self.draft_groups(references, slots),
         )
         return refined
+
+    def draft_groups(self, references: PreparedReferences, slots: Tensor) -> Tensor | None:
+        """What the references alone make of some latent frames.
+
+        Args:
+            references: As for :meth:`draft_shot`.
+            slots: ``(t,)`` or ``(batch, t)`` int64, which latent frames.
+
+        Returns:
+            ``(batch, t, 4, 3, height, width)``, float32; None if there is no reference at all.
+        """
+        if references.motion is None:
+            return None
+        behind = torch.arange(GROUP - 1, -1, -1, device=slots.device)
+        frames = (GROUP * slots[..., None] - behind).clamp(min=0).flatten(-2)
+        video = self.draft_shot(references, frames)
+        return rearrange(video, "b c (t q) h w -> b t q c h w", q=GROUP)
 
     def project_picture(self, picture: Tensor) -> Tensor:
         """What the projection keeps of pictures ``(batch, 3, height, width)``; same shape."""

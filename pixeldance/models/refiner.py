@@ -2,8 +2,8 @@
 
 A projection onto few components loses detail, but a first or last picture still has it. For every
 coarse frame the refiner brings the sharp references into its place (``alignment.py``), and a small
-U-Net chooses, per pixel, between the warped references and the coarse frame, and adds what neither
-has.
+U-Net chooses, per pixel, between the warped references, what they make together without the coarse
+frame (``draft.py``) and the coarse frame, and adds what none of them has.
 
 The four frames of one latent frame are refined together and independently of all others, so
 decoding a few latent frames at a time gives the same pictures as decoding all. What is found out
@@ -23,6 +23,7 @@ from pixeldance.models.subjects import follow_subjects
 
 _UNSHUFFLE = 4  # the U-Net works at 1/4 of the resolution
 _TIME_UNIT = 24.0  # frames that count as 1 in the time channels
+_NUM_SOURCES = 4  # coarse frame, first reference, second reference, draft
 
 
 def _stage(channels: int, depth: int = 2) -> nn.Sequential:
@@ -62,11 +63,11 @@ class ReferenceRefiner(nn.Module):
         self.from_middle = nn.ConvTranspose2d(middle, fine, 2, stride=2)
         self.up_fine = _stage(fine)
         self.enter_layers = zeroed(nn.Conv2d(GROUP * 3, fine, 1))
-        # per pixel and frame: 3 colours to add and 3 choices (coarse, first reference, second)
+        self.enter_draft = zeroed(nn.Conv2d(GROUP * pixels, fine, 1))
+        # per pixel and frame: 3 colours to add and a choice between the sources
+        outputs = GROUP * (3 + _NUM_SOURCES) * _UNSHUFFLE**2
         self.leave = nn.Sequential(
-            nn.GroupNorm(8, fine),
-            nn.SiLU(),
-            zeroed(nn.Conv2d(fine, 2 * GROUP * pixels, 1)),
+            nn.GroupNorm(8, fine), nn.SiLU(), zeroed(nn.Conv2d(fine, outputs, 1))
         )
 
     def forward(
@@ -77,6 +78,7 @@ class ReferenceRefiner(nn.Module):
         offsets: Tensor,
         present: Tensor,
         motion: Motion | None = None,
+        draft: Tensor | None = None,
     ) -> tuple[Tensor, Aligned]:
         """Refine latent frames of some clips.
 
@@ -88,6 +90,8 @@ class ReferenceRefiner(nn.Module):
                 absent one, to the end of the clip where it would be.
             present: ``(n, 2)`` bool.
             motion: From one end of the clip to the other; None carries nothing.
+            draft: Like ``coarse``, what the references make by themselves, or None; anything for
+                clips without a reference.
 
         Returns:
             Refined frames like ``coarse`` and the aligned references, frames in one row.
@@ -107,14 +111,18 @@ class ReferenceRefiner(nn.Module):
             for part in (aligned.pictures, aligned.confidence)
         )
         layers = rearrange(aligned.layers, "n (t q) c h w -> (n t) (q c) h w", q=GROUP)
-        present = repeat(present, "n r -> (n t) r", t=count)
+        is_drafted = present.any(1) & (draft is not None)
+        if draft is None:
+            draft = coarse
+        draft = torch.where(is_drafted[:, None, None, None, None, None], draft, coarse)
         refined = self._refined(
             rearrange(coarse, "n t q c h w -> (n t) q c h w"),
+            rearrange(draft, "n t q c h w -> (n t) q c h w").to(coarse.dtype),
             pictures,
             confidence,
             layers,
             rearrange(offsets, "n t r -> (n t) r"),
-            present,
+            repeat(torch.cat([present, is_drafted[:, None]], dim=1), "n s -> (n t) s", t=count),
         )
         return rearrange(refined, "(n t) q c h w -> n t q c h w", n=clips), aligned
 
@@ -142,13 +150,18 @@ class ReferenceRefiner(nn.Module):
     def _refined(
         self,
         coarse: Tensor,
+        draft: Tensor,
         pictures: Tensor,
         confidence: Tensor,
         layers: Tensor,
         offsets: Tensor,
-        present: Tensor,
+        given: Tensor,
     ) -> Tensor:
-        """Groups ``(n, 4, 3, height, width)`` from the coarse ones and the aligned references."""
+        """Groups ``(n, 4, 3, height, width)`` from coarse ones, drafts and aligned references.
+
+        ``given`` tells which of both references and of the drafts there are, ``(n, 3)``.
+        """
+        present = given[:, :2]
         mask = present[:, :, None, None, None, None]
         confidence = rearrange(confidence * mask, "n r q 1 h w -> n (r q) h w")
         time = (offsets.to(coarse.dtype) / _TIME_UNIT) * present
@@ -166,20 +179,21 @@ class ReferenceRefiner(nn.Module):
             ],
             dim=1,
         )
-        colours, choice = self._unet(inputs, layers).chunk(2, dim=1)
-        colours = _to_pixels(colours)
-        logits = _to_pixels(choice).float()  # n 4 3 height width; the 3 are the sources
-        absent = ~present[:, None, :, None, None]
-        logits = torch.cat([logits[:, :, :1], logits[:, :, 1:].masked_fill(absent, -1.0e4)], dim=2)
-        weights = logits.softmax(dim=2)
-        candidates = torch.cat(
-            [coarse[:, :, None], rearrange(pictures, "n r q c h w -> n q r c h w")], dim=2
-        )
-        blended = (weights[:, :, :, None] * candidates).sum(dim=2)
-        return blended + colours.float()
+        drafted = rearrange(F.pixel_unshuffle(draft, _UNSHUFFLE), "n q c h w -> n (q c) h w")
+        per_value = GROUP * _UNSHUFFLE**2
+        made = self._unet(inputs, layers, drafted)
+        colours, choice = made.split([3 * per_value, _NUM_SOURCES * per_value], dim=1)
+        logits = _to_pixels(choice).float()  # n 4 sources height width
+        is_absent = F.pad(~given, (1, 0))[:, None, :, None, None]  # coarse frames are always there
+        weights = logits.masked_fill(is_absent, -1.0e4).softmax(dim=2)
+        references = rearrange(pictures, "n r q c h w -> n q r c h w")
+        sources = torch.cat([coarse[:, :, None], references, draft[:, :, None]], dim=2)
+        blended = (weights[:, :, :, None] * sources).sum(dim=2)
+        return blended + _to_pixels(colours).float()
 
-    def _unet(self, inputs: Tensor, layers: Tensor) -> Tensor:
+    def _unet(self, inputs: Tensor, layers: Tensor, drafted: Tensor) -> Tensor:
         entered = self.enter(as_input(inputs, self.enter))
+        entered = entered + self.enter_draft(as_input(drafted, self.enter_draft))
         fine = self.down_fine(entered + self.enter_layers(as_input(layers, self.enter_layers)))
         height, width = fine.shape[-2:]
         # sides are multiples of 4 here, so two halvings are exact
@@ -192,7 +206,7 @@ class ReferenceRefiner(nn.Module):
 
 
 def _to_pixels(features: Tensor) -> Tensor:
-    """``(n, 4 * 3 * 16, h, w)`` to ``(n, 4, 3, 4 h, 4 w)``."""
+    """``(n, 4 * k * 16, h, w)`` to ``(n, 4, k, 4 h, 4 w)``."""
     return F.pixel_shuffle(
         rearrange(features, "n (q c) h w -> n q c h w", q=GROUP), upscale_factor=_UNSHUFFLE
     )

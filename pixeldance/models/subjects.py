@@ -11,6 +11,7 @@ References:
     with so few parts all ways can be tried).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixeldance.models.carrying import FINE, Motion, detour_of
+from pixeldance.models.matching import Matches, similarities
 from pixeldance.models.reading import Said
 
-_IN_FRONT = 0.5
+_IN_FRONT = 0.35
 _SMALLEST = 1 / 400  # of the picture; what is smaller is nobody
 _MOST_PARTS = 5  # in each picture, the largest
 # what speaks against somebody being here and there, per half of the picture's sides, unit of the
@@ -32,6 +34,7 @@ _IN_ONE, _NOT_OUTSIDE, _IN_NONE = 0.6, 1.5, 1.5  # being in one picture only, in
 _NOBODY = 1.0  # a part that is nobody, per side of a square as large, in halves of the picture
 _OUTSIDE = 1.1  # halves of the sides from the centre
 _LANDS = 0.5  # share of a part that must land on the other one for its own motion to be believed
+_APART = 4.0  # pixels from where a place would go with the others of its part
 _SAME_COLOUR = 0.35
 _SMOOTHED = 5  # places
 _SOMEBODY_ELSE = 0.2  # least share of a part that may be another one
@@ -106,23 +109,17 @@ def who_is_who(subjects: Tensor, first: Sequence[Part], last: Sequence[Part]) ->
     Returns:
         For each subject its parts in the first and in the last picture.
     """
+    if not len(subjects):
+        return []
     pairs = [(here, there) for here in (*first, None) for there in (*last, None)]
     costs = subjects.new_tensor([[_cost(subject, *pair) for pair in pairs] for subject in subjects])
-    clash = subjects.new_tensor([[_clash(one, other) for other in pairs] for one in pairs])
-    chosen: list[int] = []
-    total = subjects.new_zeros(())
-    for number in range(len(subjects)):
-        total = total[..., None] + costs[number]
-        for earlier in range(number):
-            shape = [1] * (number + 1)
-            shape[earlier] = shape[number] = len(pairs)
-            total = total + clash.view(shape)
-    if len(subjects):
-        index = int(total.argmin())
-        for _ in subjects:
-            index, number = divmod(index, len(pairs))
-            chosen.insert(0, number)
-    return [pairs[number] for number in chosen]
+    clashes = subjects.new_tensor([[_clash(one, other) for other in pairs] for one in pairs])
+    numbers = torch.arange(len(pairs), device=subjects.device)
+    ways = torch.cartesian_prod(*[numbers] * len(subjects)).view(-1, len(subjects)).mT
+    total = sum(cost[way] for cost, way in zip(costs, ways, strict=True))
+    for one, other in itertools.combinations(ways, 2):
+        total = total + clashes[one, other]
+    return [pairs[number] for number in ways[:, total.argmin()].tolist()]
 
 
 def _clash(one: Pair, other: Pair) -> float:
@@ -194,22 +191,32 @@ class _Scene:
 
         Args:
             end: 0 for the first picture, 1 for the last one.
-            at_least: How many there should be; if there are fewer, parts of which some of it is
-                found in the other picture and some is not are taken for two.
+            at_least: How many there should be; if there are fewer, parts are divided by what they
+                are found as in the other picture.
         """
         masks = self._large(connected(self.front[end]))
         if len(masks) < at_least:
-            found = self._found(end, self.front[1 - end]).float()
+            others = self._large(connected(self.front[1 - end]))
+            found = [self._found(end, other) for other in others]
             masks = [piece for mask in masks for piece in self._divided(mask, found)]
         masks.sort(key=lambda mask: -int(mask.sum()))
         return [self._part(end, mask) for mask in masks[:_MOST_PARTS]]
 
     def arrived(self, end: int, here: Part, there: Part) -> Tensor:
-        """Displacements ``(2, k)`` of the places of one part that becomes another one."""
-        own = self.flow[end][:, here.mask]
+        """Displacements ``(2, k)`` of the places of one part that becomes another one.
+
+        They keep their own as far as these agree on one similarity, or else follow it; if too few
+        land there at all, the centre goes to the centre.
+        """
+        own = self.half * self.flow[end][:, here.mask]
         lands = self._lands(end, there.mask)[here.mask]
         if lands.float().mean() > _LANDS:
-            return torch.where(lands, own, own[:, lands].median(1, keepdim=True).values)
+            places = torch.complex(*(self.half * self.grid[:, here.mask]))
+            moved = places + torch.complex(*own)
+            matches = Matches(places[None], moved[None], lands[None] + 1e-6)
+            as_one = similarities(matches, 1)[0].flow(places[None])[0, :, 0]
+            is_astray = (as_one - own).norm(dim=0) > _APART
+            return torch.where(is_astray | ~lands, as_one, own) / self.half
         is_whole = not (here.is_cut_off or there.is_cut_off)
         return self._moved(
             here, there.centre - here.centre, there.side / here.side if is_whole else 1
@@ -246,16 +253,19 @@ class _Scene:
         is_alike = (self.colours[end] - other).abs().mean(0) < _SAME_COLOUR
         return self._lands(end, front) & is_alike
 
-    def _divided(self, mask: Tensor, found: Tensor) -> list[Tensor]:
-        """The pieces of a part that are found and that are not, or the part if one is small."""
-        sums = torch.stack([mask * found, mask.float()])[None]
-        near = F.avg_pool2d(sums, _SMOOTHED, stride=1, padding=_SMOOTHED // 2)[0]
-        is_found = near[0] > near[1] / 2
-        pieces = [mask & is_found, mask & ~is_found]
-        if min(int(piece.sum()) for piece in pieces) < _SOMEBODY_ELSE * int(mask.sum()):
-            return [mask]
-        large = [self._large(connected(piece)) for piece in pieces]
-        return [*large[0], *large[1]] if all(large) else [mask]
+    def _divided(self, mask: Tensor, found: list[Tensor]) -> list[Tensor]:
+        """The pieces of a part by what they are found as, or the part if all but one are small."""
+        lost = ~torch.stack([*found, torch.zeros_like(mask)]).any(0)
+        votes = torch.stack([mask & each for each in (*found, lost)]).float()
+        votes = F.avg_pool2d(votes[None], _SMOOTHED, stride=1, padding=_SMOOTHED // 2)[0]
+        winner = votes.argmax(0)
+        pieces = [
+            piece
+            for number in range(len(votes))
+            for piece in self._large(connected(mask & (winner == number)))
+            if piece.sum() >= _SOMEBODY_ELSE * mask.sum()
+        ]
+        return pieces if len(pieces) > 1 else [mask]
 
     def _large(self, masks: list[Tensor]) -> list[Tensor]:
         return [mask for mask in masks if mask.sum() >= _SMALLEST * mask.numel()]

@@ -26,6 +26,8 @@ _OUTSIDE_WEIGHT = 0.3  # of places that leave the picture by more than 8 pixels:
 _WHITENING_SCENES = 60
 _WHITENING_STRIDE = 11
 _LAST_ONLY, _FIRST_ONLY = 0.1, 0.35  # shares of the samples that give one picture
+_SWAPPED, _FADED = 0.3, 0.3  # shares of the samples with exchanged, and with weaker colours
+_GAIN, _SHIFT = 0.25, 0.15  # by which each colour is stretched and shifted at most
 _DETOUR_SHARE, _TOLD_SHARE = 1.0, 4.0  # weights of the losses beside that of the flow
 _CAMERA_WEIGHT = 8.0  # cameras move less than what they look at
 _SUBJECT_WEIGHTS = (1.0, 1.0, 1.0, 0.02)  # texts do not say which way round something spins
@@ -74,7 +76,7 @@ class MotionPart(_PartOfMotion):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> PartLoss:
         """Weighted absolute error of the paths, and entropy of what lies in front."""
-        pictures = batch["pictures"].float() / 127.5 - 1
+        pictures = recoloured(batch["pictures"].float() / 127.5 - 1, batch["sample_ids"])
         given = _given(batch["sample_ids"]).to(pictures.device)
         motion, told = model(pictures, given, batch["prompt_embeds"], is_mixed=True)
         truth, front = batch["flow"], batch["front"]
@@ -158,6 +160,33 @@ def _given(sample_ids: Tensor) -> Tensor:
         drawn = random.Random(f"given:{number}").random()
         rows.append((drawn >= _LAST_ONLY, not _LAST_ONLY <= drawn < _LAST_ONLY + _FIRST_ONLY))
     return torch.tensor(rows)
+
+
+def recoloured(pictures: Tensor, sample_ids: Tensor) -> Tensor:
+    """Both pictures of each sample in other colours, so that more than colours is learned.
+
+    The world has a few hundred characters, most of them yellow.
+
+    Args:
+        pictures: ``(n, 2, 3, height, width)`` in [-1, 1].
+        sample_ids: ``(n,)``; the same sample gets the same colours.
+
+    Returns:
+        The pictures, in [-1, 1].
+    """
+    mixes, shifts = [], []
+    for number in sample_ids.tolist():
+        rng = random.Random(f"colours:{number}")
+        order = rng.sample(range(3), 3) if rng.random() < _SWAPPED else [0, 1, 2]
+        mix = torch.eye(3)[order]
+        if rng.random() < _FADED:
+            mix = torch.lerp(mix, torch.full((3, 3), 1 / 3), rng.random())
+        gains = torch.tensor([1 + rng.uniform(-_GAIN, _GAIN) for _ in range(3)])
+        mixes.append(gains[:, None] * mix)
+        shifts.append(torch.tensor([rng.uniform(-_SHIFT, _SHIFT) for _ in range(3)]))
+    mix, shift = (torch.stack(values).to(pictures.device) for values in (mixes, shifts))
+    mixed = torch.einsum("noc,nrchw->nrohw", mix, pictures) + shift[:, None, :, None, None]
+    return mixed.clamp(-1, 1)
 
 
 def _squared_error(paths: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

@@ -180,7 +180,8 @@ class RefinerPart:
             prepared = self.codec.prepare_references(References(pictures, positions, present, text))
             latents = self._with_estimates(latents, prepared, draws)
             groups = self.codec.unproject(denormalized(self.codec, latents))
-        slots = torch.stack([draw.groups for draw in draws]).to(video.device)
+            slots = torch.stack([draw.groups for draw in draws]).to(video.device)
+            draft = self.codec.draft_groups(prepared, slots)
         rows = torch.arange(clips, device=video.device)[:, None]
         refined, aligned = model(
             groups[rows, slots],
@@ -189,6 +190,7 @@ class RefinerPart:
             positions[:, None] - GROUP * slots[..., None],
             present,
             prepared.motion,
+            draft,
         )
         target = grouped(video)[rows, slots]
         difference = rearrange(refined - target, "b t q c h w -> b (t q) c h w")

@@ -301,6 +301,26 @@ def test_a_draft_is_the_projection_of_the_carried_pictures(codec: LinearVideoCod
         assert difference.abs().max() < 0.01
 
 
+def test_drafts_of_single_latent_frames_are_those_of_the_clip(codec: LinearVideoCodec) -> None:
+    references = make_references(2, 16, 32)
+    references = references._replace(frames=torch.tensor([[0, 12]]).expand(2, 2))
+    prepared = codec.prepare_references(references)
+    video = codec.draft_shot(prepared, torch.arange(13))
+    slots = torch.tensor([[0, 2], [3, 1]])  # others for each clip
+    drafted = codec.draft_groups(prepared, slots)
+    assert drafted is not None
+    for clip, numbers in enumerate(slots.tolist()):
+        for place, slot in enumerate(numbers):
+            # the first latent frame is one frame, four times
+            frames = torch.arange(4 * slot - 3, 4 * slot + 1).clamp(min=0)
+            expected = video[clip, :, frames].movedim(0, 1)
+            torch.testing.assert_close(drafted[clip, place], expected, atol=1e-5, rtol=0)
+    alone = codec.prepare_references(
+        references.select([0])._replace(present=torch.zeros(1, 2).bool())
+    )
+    assert codec.draft_groups(alone, torch.arange(2)) is None
+
+
 def test_of_one_picture_without_a_way_everything_stays(codec: LinearVideoCodec) -> None:
     references = make_references(1, 16, 32)._replace(frames=torch.zeros(2, 1, dtype=torch.int64))
     video = codec.draft_shot(codec.prepare_references(references), torch.arange(5))

@@ -55,6 +55,26 @@ def test_an_untrained_refiner_averages_its_sources(present: list[bool]) -> None:
     torch.testing.assert_close(refined, mean, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("present", [[True, False], [True, True], [False, False]])
+def test_what_the_references_make_by_themselves_is_one_more_source(present: list[bool]) -> None:
+    inputs, draft = make_inputs([present]), noise(1, 2, 4, 3, 16, 32, seed=4)
+    without, _ = make_refiner(is_random=False)(*inputs)
+    refined, _ = make_refiner(is_random=False)(*inputs, draft=draft)
+    sources = 1 + sum(present)
+    mean = (sources * without + draft) / (sources + 1) if any(present) else inputs[0]
+    torch.testing.assert_close(refined, mean, atol=1e-5, rtol=0)
+
+
+def test_drafts_of_clips_without_a_reference_are_not_looked_at() -> None:
+    inputs, draft = make_inputs([[False, False], [True, True]]), noise(2, 2, 4, 3, 16, 32, seed=4)
+    refiner = make_refiner(is_random=True)
+    before, _ = refiner(*inputs, draft=draft)
+    other, _ = refiner(*inputs, draft=torch.full_like(draft, torch.nan))
+    assert torch.equal(other[0], before[0])
+    changed, _ = refiner(*inputs, draft=draft + 1)
+    assert (changed[1] - before[1]).abs().max() > 0.01
+
+
 def test_a_reference_equal_to_the_frames_is_matched_in_place() -> None:
     coarse, _, _, offsets, present = make_inputs([[True, True]], height=32, width=32)
     still = coarse[:, :1, :1].expand(-1, 2, 4, -1, -1, -1)

@@ -124,6 +124,20 @@ def test_a_motion_that_lands_on_the_same_part_is_believed() -> None:
     )
 
 
+def test_the_places_of_a_part_go_as_one() -> None:
+    here, there = (4, 6, RED), (14, 6, RED)  # turned by a quarter on the way
+    motion, pictures = scene([here], [there])
+    for row in range(6, 10):
+        for column in range(4, 8):
+            x, y = column - 5.5, row - 7.5
+            across, down = (15.5 - y) - column, (7.5 + x) - row
+            motion.flow[0, 0, :, row, column] = 4 * torch.tensor([across, down])
+    expected = motion.flow[0, 0, :, 6:10, 4:8].clone()
+    motion.flow[0, 0, :, 6:8, 4:6] += 12.0  # a corner of it is wrong
+    made = followed(saying(straight(1.0)), motion, pictures).flow[0, 0, :, 6:10, 4:8]
+    torch.testing.assert_close(made, expected, atol=0.2, rtol=0)
+
+
 def test_a_jump_rises_as_ever_and_a_turn_of_the_way_is_stretched() -> None:
     here, there = (2, 6, RED), (14, 6, RED)  # 1 of the picture's half
     jump = [(0.2, -0.3), (0.4, -0.4), (0.6, -0.3), (0.8, 0.0)]
@@ -163,6 +177,15 @@ def test_two_that_touch_are_told_apart_by_what_is_found_again() -> None:
     motion = followed(said, motion, pictures)
     assert shift_of(motion, 0, staying) == (0, 0)
     assert 12 + shift_of(motion, 0, leaving)[0] >= COLUMNS - 1e-4
+
+
+def test_two_that_touch_are_told_apart_by_where_they_go() -> None:
+    before, after = [(8, 6, RED), (12, 6, RED)], [(2, 6, RED), (12, 6, RED)]
+    motion, pictures = scene(before, after)
+    motion.flow[0, 0, 0, 6:10, 8:12] = -4 * 6.0
+    made = followed(saying(straight(-0.5), straight(0.0)), motion, pictures)
+    assert shift_of(made, 1, after[0]) == pytest.approx((6, 0), abs=1e-4)  # to one half of both
+    assert shift_of(made, 1, after[1]) == pytest.approx((0, 0), abs=1e-4)
 
 
 @pytest.mark.parametrize(
