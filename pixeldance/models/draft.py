@@ -16,6 +16,7 @@ from pixeldance.models.carrying import FINE, Motion, carried, filled_up
 from pixeldance.models.layers import warp
 
 _NEAREST = 0.02  # how much the farther picture counts at least
+_BEYOND = 1e-3  # how much a picture counts beyond its edge, beside one that does not end there
 _STAND_IN = 0.5  # how much what is around counts where a picture shows something else
 _SEEN = 0.4  # how likely something is in front from where it is not taken for background
 _RIM = 7  # pixels from side to side around it that show a mixture of both
@@ -27,8 +28,8 @@ def carried_pictures(pictures: Tensor, present: Tensor, motion: Motion, time: Te
     """Frames made of nothing but the given pictures.
 
     Of two pictures the nearer one counts for more, and one that shows another layer than the frame
-    (what is in front, or what is behind it) for nothing. Where none shows the right one, what is
-    around it stands in.
+    (what is in front, or what is behind it), or ends before the place, for nothing. Where none
+    shows the right one, what is around it stands in.
 
     Args:
         pictures: ``(n, 2, 3, height, width)`` in [-1, 1], sides multiples of 16; anything where
@@ -56,6 +57,8 @@ def carried_pictures(pictures: Tensor, present: Tensor, motion: Motion, time: Te
     agreement = 1 - (rearrange(front, "(n q) c h w -> n q c h w", n=count) - layer).abs()
     elapsed = torch.stack([time, 1 - time])[..., None, None, None]
     near = (1 - elapsed).clamp(min=_NEAREST).square() * present.mT[..., None, None, None, None]
+    inside = rearrange(_is_inside(flow), "(n r q) 1 h w -> r n q 1 h w", n=count, q=frames)
+    near = near * torch.where(inside, 1.0, _BEYOND)
     weights = near * (agreement + _STAND_IN * (1 - agreement))
     made = torch.lerp(behind, shown, shown_share(agreement, elapsed))
     made = (weights * made).sum(0) / weights.sum(0)
@@ -92,6 +95,16 @@ def stand_ins(pictures: Tensor, front: Tensor) -> Tensor:
     covered = F.max_pool2d(seen_front.float(), _EDGE, stride=1, padding=_EDGE // 2)
     seen = torch.cat([flat, torch.ones_like(covered)], dim=1) * (1 - covered)
     return torch.lerp(flat, filled_up(seen, seen, _AROUND), covered).view(pictures.shape)
+
+
+def _is_inside(flow: Tensor) -> Tensor:
+    """Where displacements ``(m, 2, height, width)`` lead into the picture, ``(m, 1, ...)``."""
+    height, width = flow.shape[-2:]
+    x = torch.arange(width, device=flow.device)
+    y = torch.arange(height, device=flow.device)
+    to = flow + torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    sides = flow.new_tensor([width, height])[:, None, None]
+    return ((to > -1) & (to < sides)).all(1, keepdim=True)
 
 
 def _enlarged(values: Tensor) -> Tensor:

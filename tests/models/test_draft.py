@@ -85,3 +85,16 @@ def test_what_is_hidden_for_sure_is_not_shown() -> None:
     agreement, elapsed = torch.tensor([0.0, 0.5, 1.0]), torch.tensor(0.5)
     torch.testing.assert_close(shown_share(agreement, elapsed), torch.tensor([0.0, 2 / 3, 1.0]))
     assert shown_share(agreement, torch.tensor(0.0)).eq(1).all()
+
+
+@pytest.mark.parametrize(("time", "shift"), [(0.25, 8), (0.5, 16), (0.75, 24)])
+def test_what_lies_beyond_one_picture_comes_from_the_other(time: float, shift: int) -> None:
+    """A pan: each end shows a part of a wide picture that the other one does not."""
+    wide = torch.rand(3, HEIGHT, WIDTH + 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pictures = torch.stack([wide[:, :, :WIDTH], wide[:, :, 32:]])[None]
+    flow = torch.zeros(1, 2, 2, HEIGHT // FINE, WIDTH // FINE)
+    flow[:, 0, 0], flow[:, 1, 0] = -32.0, 32.0
+    grid = flow.shape[2:]
+    motion = Motion(flow, torch.zeros(1, 2, 1, *grid[1:]), torch.zeros(1, 2, 3, *grid))
+    made = carried_pictures(pictures, torch.tensor([[True, True]]), motion, torch.tensor([[time]]))
+    torch.testing.assert_close(made[0, :, 0], wide[:, :, shift : shift + WIDTH], atol=0.03, rtol=0)
