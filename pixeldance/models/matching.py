@@ -147,6 +147,13 @@ def places(height: int, width: int, side: int, device: torch.device) -> Tensor:
     return torch.complex((x + 0.5) * side, (y + 0.5) * side)
 
 
+def positions(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Centres of cells in halves of the sides from the middle, ``(2, rows, columns)``, x then y."""
+    y = (torch.arange(rows, device=device) + 0.5) * 2 / rows - 1
+    x = (torch.arange(columns, device=device) + 0.5) * 2 / columns - 1
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
 def matches_of(flow: Tensor, trust: Tensor) -> Matches:
     """Matches from both directions.
 

@@ -30,6 +30,7 @@ from pixeldance.models.matching import (
     described,
     matches_of,
     places,
+    positions,
     similarities,
 )
 from pixeldance.models.reading import (
@@ -81,11 +82,13 @@ class Told(NamedTuple):
             all of the way, in pixels.
         cells: The same of what lies in front.
         who: ``(n, 2, 3, h, w)``, log-likelihood of each subject being what is in front there.
+        said: What the text alone says.
     """
 
     camera: Tensor
     cells: Tensor
     who: Tensor
+    said: Said
 
 
 class PictureMotion(nn.Module):
@@ -305,7 +308,7 @@ class PictureMotion(nn.Module):
             moved = _moved(said.subjects[:, number], around[:, :, number], half)
             subject = subject + share[:, :, None, None, number] * moved
         subject = subject + finer * half[:, None, None]
-        return Told(_moved(camera, grid, half), subject, who)
+        return Told(_moved(camera, grid, half), subject, who, said)
 
     def _who(self, cells: Tensor, thought: Tensor, said: Said) -> Tensor:
         """Log-likelihoods ``(n, 2, 3, h, w)`` on the grid of the motion."""
@@ -365,9 +368,7 @@ def _moved(parameters: Tensor, around: Tensor, half: Tensor) -> Tensor:
 def _where(present: Tensor, size: torch.Size) -> Tensor:
     """Position in [-1, 1], which end, and which are given: ``((n 2), 5, h, w)``."""
     rows, columns = size
-    y = (torch.arange(rows, device=present.device) + 0.5) * 2 / rows - 1
-    x = (torch.arange(columns, device=present.device) + 0.5) * 2 / columns - 1
-    position = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    position = positions(rows, columns, present.device)
     end = torch.tensor([-1.0, 1.0], device=present.device).expand(len(present), 2)
     facts = torch.stack([end, present.float(), present.flip(1).float()], dim=2)
     return torch.cat(

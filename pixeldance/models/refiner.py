@@ -139,8 +139,8 @@ class ReferenceRefiner(nn.Module):
         Returns:
             The motion.
         """
-        motion, _ = self.aligner.motion(pictures, present, text)
-        return follow_subjects(motion, self.aligner.motion.reader(text), pictures, present)
+        motion, told = self.aligner.motion(pictures, present, text)
+        return follow_subjects(motion, told.said, pictures, present)
 
     def cuts_asked_for(self, text: Tensor) -> Tensor:
         """Which token asks for a cut, ``(n,)`` int64, or -1; token states as for the motion."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixeldance.models.carrying import FINE, Motion, detour_of
-from pixeldance.models.matching import Matches, similarities
+from pixeldance.models.matching import Matches, positions, similarities
 from pixeldance.models.reading import Said
 
 _IN_FRONT = 0.35
@@ -178,10 +178,8 @@ class _Scene:
 
     def __init__(self, pictures: Tensor, front: Tensor, flow: Tensor) -> None:
         rows, columns = front.shape[1:]
-        y = (torch.arange(rows, device=front.device) + 0.5) * 2 / rows - 1
-        x = (torch.arange(columns, device=front.device) + 0.5) * 2 / columns - 1
         self.half = flow.new_tensor([columns, rows])[:, None] * FINE / 2
-        self.grid = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+        self.grid = positions(rows, columns, front.device)
         self.front = front
         self.colours = F.avg_pool2d(pictures.float(), FINE)
         self.flow = flow / self.half[:, :, None]
