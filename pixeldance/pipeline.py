@@ -442,7 +442,7 @@ class PixelDancePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             if output_type != "latent":
                 pictures = in_force(is_last_kept)
                 clips = [
-                    backbone.decode(latents[[clip]], pictures[owner], texts.cond[[owner]])
+                    backbone.decode(latents[[clip]], pictures, texts, owner)
                     for clip, owner in enumerate(owners)
                 ]
                 frames = to_output(clips, output_type)

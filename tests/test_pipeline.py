@@ -224,7 +224,7 @@ def test_sampling_starts_from_what_the_pictures_make_by_themselves(
         torch.tensor([[True, last is not None]]),
         pipeline.backbone.encode_prompts([FOX]),
     )
-    draft = draft_latents(pipeline.vae, references, 3)
+    draft = draft_latents(pipeline.vae, pipeline.vae.prepare(references, 3))
     torch.testing.assert_close(seen[0][:, :Z_DIM], (1 - SAMPLING_START) * draft)
 
 

@@ -302,19 +302,24 @@ class Backbone(ABC):
         """Clean latents as they are decoded."""
         return latents
 
-    def decode(self, latents: Tensor, pictures: PicturesInForce, text: Tensor) -> Tensor:
+    def decode(
+        self, latents: Tensor, clips: Sequence[PicturesInForce], texts: Texts, owner: int
+    ) -> Tensor:
         """Video of one clip in [0, 1] on the CPU, ``frames 3 height width``."""
-        video = self.decode_video(latents, pictures, text)[0]
+        video = self.decode_video(latents, clips, texts, owner)[0]
         return video.add(1.0).div(2.0).clamp(0.0, 1.0).transpose(0, 1).float().cpu()
 
     @abstractmethod
-    def decode_video(self, latents: Tensor, pictures: PicturesInForce, text: Tensor) -> Tensor:
+    def decode_video(
+        self, latents: Tensor, clips: Sequence[PicturesInForce], texts: Texts, owner: int
+    ) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``.
 
         Args:
             latents: Clean latents of the clip.
-            pictures: The clip's.
-            text: Token states of its prompt, ``1 seq dim``.
+            clips: The pictures of every prompt.
+            texts: Token states of every prompt.
+            owner: The clip's prompt.
 
         Returns:
             Float32 video.

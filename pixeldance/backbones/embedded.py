@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -33,13 +34,17 @@ from pixeldance.models.codec import (
     draft_latents,
     encode_pictures,
 )
-from pixeldance.models.references import References
+from pixeldance.models.references import References, Shot
 from pixeldance.models.text import encode_prompts
 from pixeldance.request import DEFAULT_PIXEL_BUDGET
 
 
 class EmbeddedBackbone(Backbone):
     """Every picture is encoded alone and put into its latent frame, with a mask beside it."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        super().__init__(pipeline)
+        self._known: dict[tuple[int, frozenset[int]], Sequence[Shot]] = {}
 
     @property
     def pixel_budget(self) -> int:
@@ -94,8 +99,12 @@ class EmbeddedBackbone(Backbone):
     @property
     def start_sigma(self) -> float:
         """Noise level that sampling starts at: 1.0 is noise alone."""
-        can_draft = isinstance(self.vae, LinearVideoCodec) and self.vae.refiner is not None
-        return float(self.pipeline.config.start_sigma) if can_draft else 1.0
+        return float(self.pipeline.config.start_sigma) if self._takes_references else 1.0
+
+    @property
+    def _takes_references(self) -> bool:
+        """Whether the codec makes something of given pictures."""
+        return isinstance(self.vae, LinearVideoCodec) and self.vae.refiner is not None
 
     def begin(
         self,
@@ -117,9 +126,9 @@ class EmbeddedBackbone(Backbone):
             velocity = velocity_fn(noise, Moment(0, sigma, timesteps_of(sigma)))
             drafts = denoised_from(noise, velocity, sigma)
         for clip, owner in enumerate(owners):
-            references = self._references(clips[owner], texts.cond[[owner]], noise[[clip]])
-            if references is not None:
-                drafts[[clip]] = draft_latents(self.vae, references, noise.shape[2])
+            shots = self._shots(clips, texts, owner, noise[[clip]])
+            if shots is not None:
+                drafts[[clip]] = draft_latents(self.vae, shots)
         drafts = drafts if self.parallel is None else self.parallel.broadcast(drafts)
         return add_noise(drafts, noise, self.start_sigma)
 
@@ -152,38 +161,34 @@ class EmbeddedBackbone(Backbone):
             self.transformer, model_input, timestep, moment, contexts, guidance.scale
         )
 
-    def decode_video(self, latents: Tensor, pictures: PicturesInForce, text: Tensor) -> Tensor:
+    def decode_video(
+        self, latents: Tensor, clips: Sequence[PicturesInForce], texts: Texts, owner: int
+    ) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``; pictures lend their detail."""
-        references = self._references(pictures, text, latents)
-        if self.parallel is None:
-            return decode_latents(self.vae, latents, references)
+        shots = self._shots(clips, texts, owner, latents)
+        if self.parallel is None or not isinstance(self.vae, LinearVideoCodec):
+            return decode_latents(self.vae, latents, shots)
         # Latent frames are decoded without their neighbours: each process takes some.
         bounds = self.parallel.bounds(latents.shape[2])
-        start, stop = bounds[self.parallel.rank], bounds[self.parallel.rank + 1]
-        before = [max((bound - 1) * self.temporal_factor + 1, 0) for bound in bounds]
+        parts = [range(start, stop) for start, stop in pairwise(bounds)]
+        frames = [max((bound - 1) * self.temporal_factor + 1, 0) for bound in bounds]
         return self.parallel.concatenate(
-            self._decode_part(latents, references, start, stop),
-            [later - earlier for earlier, later in pairwise(before)],
+            decode_latents(self.vae, latents, shots, parts[self.parallel.rank]),
+            [later - earlier for earlier, later in pairwise(frames)],
             dim=2,
         )
 
-    def _decode_part(
-        self, latents: Tensor, references: References | None, start: int, stop: int
-    ) -> Tensor:
-        """Video of the latent frames ``[start, stop)``.
-
-        The first latent frame that the codec is given becomes one frame, the others four: where it
-        is not the clip's first, one more is decoded and left out.
-        """
-        if start == stop:
-            sides = [side * self.spatial_factor for side in latents.shape[3:]]
-            return latents.new_empty(len(latents), 3, 0, *sides)
-        begin = max(start - 1, 0)
-        if references is not None:
-            frames = references.frames - begin * self.temporal_factor
-            references = references._replace(frames=frames)
-        video = decode_latents(self.vae, latents[:, :, begin:stop], references)
-        return video if start == 0 else video[:, :, 1:]
+    def _shots(
+        self, clips: Sequence[PicturesInForce], texts: Texts, owner: int, latents: Tensor
+    ) -> Sequence[Shot] | None:
+        """What the codec finds out about the pictures of a prompt, once for all of its clips."""
+        key = owner, frozenset(clips[owner].last_step)
+        if key not in self._known:
+            references = self._references(clips[owner], texts.cond[[owner]], latents)
+            if references is None or not self._takes_references:
+                return None
+            self._known[key] = self.vae.prepare(references, latents.shape[2])
+        return self._known[key]
 
     def _references(
         self, pictures: PicturesInForce, text: Tensor, latents: Tensor

@@ -264,8 +264,9 @@ class ReleasedBackbone(Backbone):
     def decode_video(
         self,
         latents: Tensor,
-        pictures: PicturesInForce,  # noqa: ARG002 - the codec needs latents only
-        text: Tensor,  # noqa: ARG002
+        clips: Sequence[PicturesInForce],  # noqa: ARG002 - the codec needs latents only
+        texts: Texts,  # noqa: ARG002
+        owner: int,  # noqa: ARG002
     ) -> Tensor:
         """Video of one clip in [-1, 1], ``1 3 frames height width``."""
         return autoencoder.decode(self.vae, latents, self.parallel)

@@ -178,8 +178,8 @@ class ReferenceAligner(nn.Module):
         agreement = agreement * there[:, None, :, None, None]
         layers = torch.cat([front, agreement], dim=2) * is_carried[:, :, :, 0]
         pictures = _warped(references, flow)
-        if motion.behind is not None:
-            is_alone = is_carried & ~present.all(1)[:, None, None, None, None, None]
+        is_alone = is_carried & ~present.all(1)[:, None, None, None, None, None]
+        if motion.behind is not None and is_alone.any():
             behind = _warped(motion.behind, flow)
             elapsed = torch.stack([time, 1 - time], dim=1)[..., None, None, None]
             agreement = _resized(_agreement(front, motion.front, flow), FINE)

@@ -34,7 +34,7 @@ class Motion(NamedTuple):
         detour: ``(n, 2, 3, 2, height / 4, width / 4)``, how far a place is from where uniform
             motion would have brought it after 1/4, 2/4 and 3/4 of the way, in pixels.
         behind: ``(n, 2, 3, height, width)``, the pictures with what is around it in place of what
-            is in front, for where no other picture shows it; None where every clip has two.
+            is in front, for where no other picture shows it; None where nobody asked yet.
     """
 
     flow: Tensor
@@ -170,10 +170,31 @@ def filled_up(values: Tensor, around: Tensor, scales: Sequence[tuple[int, float]
 
 def _surroundings(values: Tensor, size: int) -> Tensor:
     """Mean of ``size x size`` places around each, as far as there are any."""
-    for kernel in ((size, 1), (1, size)):
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        values = F.avg_pool2d(values, kernel, stride=1, padding=padding, count_include_pad=False)
-    return values
+    return _near_means(_near_means(values, size, -1), size, -2)
+
+
+def _near_means(values: Tensor, size: int, dim: int) -> Tensor:
+    """Means of ``size`` places along one side, those beyond the ends left out.
+
+    Sums are doubled (of 1, 2, 4, ... places): a large pooling window would read each place
+    ``size`` times, and differences of running sums would not be zero where all of the places are.
+    """
+    length = values.shape[dim]
+    beyond = [size // 2, size // 2] if dim == -1 else [0, 0, size // 2, size // 2]
+    doubled, total = F.pad(values, beyond), torch.zeros_like(values)
+    summed, num_places = 0, 1
+    while True:
+        if size & num_places:
+            total = total + doubled.narrow(dim, summed, length)
+            summed += num_places
+        if summed == size:
+            break
+        left = doubled.shape[dim] - num_places
+        doubled = doubled.narrow(dim, 0, left) + doubled.narrow(dim, num_places, left)
+        num_places *= 2
+    place = torch.arange(length, device=values.device)
+    count = (place + size // 2).clamp(max=length - 1) - (place - size // 2).clamp(min=0) + 1
+    return total / (count if dim == -1 else count[:, None])
 
 
 def _splatted(values: Tensor, shift: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pixeldance.errors import InputError
 from pixeldance.models.alignment import GROUP
 from pixeldance.models.draft import carried_pictures, stand_ins
-from pixeldance.models.references import PreparedReferences, References, gaps, shots
+from pixeldance.models.references import PreparedReferences, References, Shot, gaps, shots
 from pixeldance.models.refiner import ReferenceRefiner
 
 
@@ -114,17 +114,20 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
                 "video must be (batch, 3, 4k + 1, height, width) with sides in multiples of "
                 f"{side}, got {tuple(video.shape)}. Resize it or drop frames."
             )
-        posterior = ExactLatents(self._project(video).to(video.dtype))
+        posterior = ExactLatents(self._project(grouped(video)).to(video.dtype))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(
-        self, latents: Tensor, references: References | None = None, return_dict: bool = True
+        self,
+        latents: Tensor,
+        references: References | Sequence[Shot] | None = None,
+        return_dict: bool = True,
     ) -> DecoderOutput | tuple[Tensor]:
         """Frames from latents.
 
         Args:
             latents: ``(batch, z_dim, k + 1, height / 16, width / 16)``.
-            references: Pictures to take detail from, or None.
+            references: Pictures to take detail from, or what :meth:`prepare` made of them, or None.
             return_dict: Whether to wrap the result as diffusers does.
 
         Returns:
@@ -134,68 +137,101 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def decode_stream(
-        self, latents: Tensor, references: References | None = None, *, chunk: int = 2
+        self,
+        latents: Tensor,
+        references: References | Sequence[Shot] | None = None,
+        *,
+        groups: range | None = None,
+        chunk: int = 2,
     ) -> Iterator[Tensor]:
         """Decode a few latent frames at a time; together the chunks are :meth:`decode`'s result.
 
         Args:
-            latents: As for :meth:`decode`.
+            latents: As for :meth:`decode`, always of the whole clip.
             references: As for :meth:`decode`.
+            groups: Which latent frames to decode, one after the other; None is all.
             chunk: Latent frames per chunk, at least 1.
 
         Yields:
-            Video ``(batch, 3, frames, height, width)``.
+            Video ``(batch, 3, frames, height, width)``: one frame of the first latent frame, four
+            of each other.
 
         Raises:
-            InputError: If ``chunk < 1``, if there are more than two references and they are not at
-                the same, increasing frames in all clips, or for text of another width.
+            InputError: If ``chunk < 1``, and as :meth:`prepare`.
         """
         if chunk < 1:
             raise InputError(f"chunk must be at least 1, got {chunk}.")
-        references = references or self._no_references(latents)
+        wanted = range(latents.shape[2]) if groups is None else groups
+        if self.refiner is None:
+            known: Sequence[Shot | None] = [None]
+        elif references is None or isinstance(references, References):
+            known = self.prepare(references or self._no_references(latents), latents.shape[2])
+        else:
+            known = references
+        for shot in known:
+            among = wanted if shot is None else _common(wanted, shot.groups)
+            for start in range(among.start, among.stop, chunk):
+                part = range(start, min(start + chunk, among.stop))
+                frames = self.unproject(latents[:, :, part.start : part.stop])
+                if shot is not None:
+                    frames = self._refined(frames, shot, part)
+                video = rearrange(frames, "b t q c h w -> b c (t q) h w")
+                if start == 0:  # the first frame was repeated
+                    first = frames[:, 0].mean(1)[:, :, None]
+                    video = torch.cat([first, video[:, :, GROUP:]], dim=2)
+                yield video.to(latents.dtype)
+
+    @torch.no_grad()
+    def prepare(self, references: References, num_groups: int) -> list[Shot]:
+        """Find out once what the given pictures tell about all latent frames of a clip.
+
+        Args:
+            references: Of the whole clip.
+            num_groups: Latent frames of the clip.
+
+        Returns:
+            All latent frames in order, each shot with its references and their draft.
+
+        Raises:
+            InputError: If there are more than two references and they are not at the same,
+                increasing frames in all clips, or for text of another width.
+        """
         text, width = references.text, self.config.text_dim
-        if self.refiner is not None and text is not None and text.shape[-1] != width:
+        if text is not None and text.shape[-1] != width:
             raise InputError(
                 f"text must be (batch, tokens, {width}) for this codec, got {tuple(text.shape)}. "
                 "Use the text encoder that it was trained with."
             )
-        for gap, around in self._shots(references, latents.shape[2]):
-            prepared = None if self.refiner is None else self.prepare_references(around)
-            for start in range(gap.start, gap.stop, chunk):
-                groups = self.unproject(latents[:, :, start : min(start + chunk, gap.stop)])
-                if prepared is not None:
-                    groups = self.refine(groups, prepared, start)
-                frames = rearrange(groups, "b t q c h w -> b c (t q) h w")
-                if start == 0:  # the first frame was repeated
-                    first = groups[:, 0].mean(1)[:, :, None]
-                    frames = torch.cat([first, frames[:, :, GROUP:]], dim=2)
-                yield frames.to(latents.dtype)
+        known = []
+        for groups, around in self._shots(references, num_groups):
+            prepared = self.prepare_references(around)
+            slots = torch.tensor(groups, device=around.frames.device)
+            known.append(Shot(groups, prepared, self.draft_groups(prepared, slots)))
+        return known
 
     @torch.no_grad()
-    def draft(self, references: References, num_groups: int) -> Tensor:
+    def draft(self, shots: Sequence[Shot]) -> Tensor:
         """Latents of the clip that the given pictures make by themselves.
 
         Args:
-            references: As for :meth:`decode`; at least one lends its pixels in each clip.
-            num_groups: Latent frames of the clip.
+            shots: From :meth:`prepare`, with a picture that lends its pixels in each.
 
         Returns:
             Latents ``(batch, z_dim, num_groups, height / 16, width / 16)``.
 
         Raises:
-            InputError: If a clip has no such picture, and as :meth:`decode_stream`.
+            InputError: If a shot has no such picture.
         """
-        if not references.lent.any(1).all():
-            raise InputError(
-                "a draft needs a picture that lends its pixels in each clip, got "
-                f"{references.lent.tolist()}. Draft the clips that have one."
-            )
         parts = []
-        for groups, around in self._shots(references, num_groups):
-            first = max(GROUP * (groups.start - 1) + 1, 0)
-            frames = torch.arange(first, GROUP * (groups.stop - 1) + 1)
-            parts.append(self.draft_shot(self.prepare_references(around), frames))
-        return self._project(torch.cat(parts, dim=2))
+        for shot in shots:
+            lent = shot.references.given.present
+            if shot.drafted is None or not lent.any(1).all():
+                raise InputError(
+                    "a draft needs a picture that lends its pixels in each clip, got "
+                    f"{lent.tolist()}. Draft the clips that have one."
+                )
+            parts.append(shot.drafted)
+        return self._project(torch.cat(parts, dim=1))
 
     @torch.no_grad()
     def draft_shot(self, references: PreparedReferences, frames: Tensor) -> Tensor:
@@ -232,29 +268,22 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             torch.zeros(batch, 0, dtype=torch.bool, device=device),
         )
 
-    def refine(self, groups: Tensor, references: PreparedReferences, start: int) -> Tensor:
-        """Refine coarse groups of four frames.
-
-        Args:
-            groups: ``(batch, t, 4, 3, height, width)``, one group per latent frame.
-            references: Up to two given pictures, prepared.
-            start: Latent frame of the first group.
-
-        Returns:
-            Refined groups like ``groups``.
-        """
-        assert self.refiner is not None, "refine needs a refiner"
-        given, coarse_references, motion = references
-        slots = torch.arange(start, start + groups.shape[1], device=groups.device)
+    def _refined(self, frames: Tensor, shot: Shot, groups: range) -> Tensor:
+        """Refine coarse frames ``(batch, t, 4, 3, height, width)`` of some latent frames."""
+        assert self.refiner is not None, "only a refiner refines"
+        given, coarse_references, motion = shot.references
+        slots = torch.tensor(groups, device=frames.device)
+        start = groups.start - shot.groups.start
+        draft = shot.drafted
         weight_type = self.refiner.enter.weight.dtype
         refined, _ = self.refiner(
-            groups.to(weight_type),
+            frames.to(weight_type),
             given.pictures.to(weight_type),
             coarse_references.to(weight_type),
             given.frames[:, None] - GROUP * slots[None, :, None],
             given.present,
             motion,
-            self.draft_groups(references, slots),
+            None if draft is None else draft[:, start : start + len(groups)],
         )
         return refined
 
@@ -277,7 +306,7 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
 
     def project_picture(self, picture: Tensor) -> Tensor:
         """What the projection keeps of pictures ``(batch, 3, height, width)``; same shape."""
-        return self.unproject(self._project(picture[:, :, None]))[:, 0].mean(1)
+        return self.unproject(self._project(grouped(picture[:, :, None])))[:, 0].mean(1)
 
     @torch.no_grad()
     def prepare_references(self, references: References) -> PreparedReferences:
@@ -314,13 +343,11 @@ class LinearVideoCodec(ModelMixin, ConfigMixin):
             if text is None:
                 text = pictures.new_zeros(batch, 0, self.config.text_dim)
             motion = self.refiner.motion_between(pictures, present, text)
-            if not lent.all():
-                motion = motion._replace(behind=stand_ins(pictures, motion.front))
+            motion = motion._replace(behind=stand_ins(pictures, motion.front))
         return PreparedReferences(References(pictures, frames, lent, text), coarse, motion)
 
-    def _project(self, video: Tensor) -> Tensor:
-        side = self.spatial_factor
-        patches = patches_of(video.float(), side)
+    def _project(self, groups: Tensor) -> Tensor:
+        patches = patches_of(groups.float(), self.spatial_factor)
         latents = (patches - self.patch_mean.float()) @ self.components.float()
         return rearrange(latents, "b t h w c -> b c t h w")
 
@@ -347,9 +374,15 @@ def grouped(video: Tensor) -> Tensor:
     return rearrange(whole, "b c (t q) h w -> b t q c h w", q=GROUP)
 
 
-def patches_of(video: Tensor, side: int) -> Tensor:
-    """What is projected: ``(b, 3, 4k + 1, h, w)`` to ``(b, k + 1, h / side, w / side, values)``."""
-    return rearrange(grouped(video), "b t q c (h y) (w x) -> b t h w (q c y x)", y=side, x=side)
+def patches_of(groups: Tensor, side: int) -> Tensor:
+    """What is projected: ``(b, t, 4, 3, h, w)`` to ``(b, t, h / side, w / side, values)``."""
+    return rearrange(groups, "b t q c (h y) (w x) -> b t h w (q c y x)", y=side, x=side)
+
+
+def _common(one: range, other: range) -> range:
+    """Numbers that two ranges of step 1 share."""
+    start = max(one.start, other.start)
+    return range(start, max(start, min(one.stop, other.stop)))
 
 
 def denormalized(codec: ModelMixin, latents: Tensor) -> Tensor:
@@ -389,7 +422,10 @@ def encode_pictures(codec: ModelMixin, video: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_latents(
-    codec: ModelMixin, latents: Tensor, references: References | None = None
+    codec: ModelMixin,
+    latents: Tensor,
+    references: References | Sequence[Shot] | None = None,
+    groups: range | None = None,
 ) -> Tensor:
     """Video from normalised latents, the inverse of :func:`encode_pictures`.
 
@@ -397,31 +433,34 @@ def decode_latents(
         codec: A :class:`LinearVideoCodec` or an ``AutoencoderKLWan`` (which has no use for
             references).
         latents: Normalised latents.
-        references: Pictures the clip is known to contain.
+        references: Pictures the clip is known to contain, or what the codec prepared of them.
+        groups: Which latent frames to decode; None is all. A Wan codec needs all.
 
     Returns:
         Float32 ``(batch, 3, frames, height, width)``, clamped to [-1, 1].
     """
     raw = denormalized(codec, latents)
     if isinstance(codec, LinearVideoCodec):
-        video = codec.decode(raw, references).sample
+        parts = list(codec.decode_stream(raw, references, groups=groups))
+        sides = [side * codec.spatial_factor for side in raw.shape[3:]]
+        video = torch.cat([raw.new_empty(len(raw), 3, 0, *sides), *parts], dim=2)
     else:
+        assert groups is None, "a frame of a Wan codec depends on those before it"
         video = codec.decode(raw.to(codec.dtype)).sample
-    return cast("Tensor", video.float().clamp(-1, 1))
+    return video.float().clamp(-1, 1)
 
 
-def draft_latents(codec: LinearVideoCodec, references: References, num_groups: int) -> Tensor:
+def draft_latents(codec: LinearVideoCodec, shots: Sequence[Shot]) -> Tensor:
     """Normalised latents of :meth:`LinearVideoCodec.draft`.
 
     Args:
         codec: A codec with a refiner.
-        references: Pictures the clip is known to contain, at least one in each clip.
-        num_groups: Latent frames of the clip.
+        shots: What it prepared, with at least one picture in each clip.
 
     Returns:
         Float32 ``(batch, z_dim, num_groups, height / 16, width / 16)``.
     """
-    return normalized(codec, codec.draft(references, num_groups))
+    return normalized(codec, codec.draft(shots))
 
 
 def principal_components(

@@ -69,6 +69,21 @@ class PreparedReferences(NamedTuple):
         return PreparedReferences(self.given.select(rows), self.coarse[list(rows)], motion)
 
 
+class Shot(NamedTuple):
+    """Latent frames that the same references help, and what is known of them beforehand.
+
+    Attributes:
+        groups: Which latent frames of the clip.
+        references: Up to two, prepared.
+        drafted: ``(batch, len(groups), 4, 3, height, width)``, float32, what the references make
+            by themselves; None if nothing is given.
+    """
+
+    groups: range
+    references: PreparedReferences
+    drafted: Tensor | None
+
+
 def gaps(references: References, num_groups: int) -> list[tuple[range, References]]:
     """Latent frames, and the references that help them: at most two.
 

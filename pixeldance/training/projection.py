@@ -14,6 +14,7 @@ from pixeldance.models.codec import (
     LinearVideoCodec,
     decode_latents,
     encode_pictures,
+    grouped,
     patches_of,
     principal_components,
 )
@@ -32,7 +33,7 @@ def sample_patches(world: StickerWorld, num_clips: int) -> Tensor:
     for index in range(num_clips):
         height, width = _SIZES[index % len(_SIZES)]
         video = _render(world, _FIRST_SEED + index, height, width)
-        cut = patches_of(video, _SIDE).flatten(0, 3)
+        cut = patches_of(grouped(video), _SIDE).flatten(0, 3)
         patches.append(cut[torch.randperm(len(cut), generator=generator)[:_PATCHES_PER_CLIP]])
     return torch.cat(patches)
 

@@ -206,7 +206,8 @@ class Validation:
         latents, errors = [], []
         begin, sigma = clips.noise, 1.0
         if self._codec.refiner is not None:
-            drafts = draft_latents(self._codec, _references(clips), begin.shape[2])
+            shots = self._codec.prepare(_references(clips), begin.shape[2])
+            drafts = draft_latents(self._codec, shots)
             begin, sigma = add_noise(drafts, begin, SAMPLING_START), SAMPLING_START
         for rows in self._rows(clips):
             velocity = self._velocity_of(model, clips, rows)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixeldance.models.carrying import Motion, carried, still
+from pixeldance.models.carrying import Motion, carried, filled_up, still
 
 
 def constant(x: float, y: float, height: int = 12, width: int = 16) -> Motion:
@@ -102,3 +102,29 @@ def test_one_picture_alone_is_carried_all_the_way(end: int) -> None:
     assert flow[0, end, 0, 0, 4:8, 5:9].mean() == pytest.approx(12.0 if end else -12.0, abs=0.1)
     # where the square was, what is behind it appears: it rests
     assert flow[0, end, 0, :, 4:8, (2 if end == 0 else 10)].abs().max() < 0.5
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 9, 33, 129])
+def test_holes_take_the_mean_of_what_is_around_them(size: int) -> None:
+    around = torch.rand(2, 3, 6, 40, generator=torch.Generator().manual_seed(size))
+    hole = torch.zeros_like(around)
+    sums = _windowed_means(around, size)  # as far as the picture goes
+    expected = sums[:, :2] / sums[:, 2:]
+    torch.testing.assert_close(filled_up(hole, around, [(size, 0.5)]), expected)
+
+
+def _windowed_means(values: Tensor, size: int) -> Tensor:
+    rows, columns = (
+        (torch.arange(side)[:, None] - torch.arange(side)).abs() <= size // 2
+        for side in values.shape[-2:]
+    )
+    down, across = (near / near.sum(1, keepdim=True) for near in (rows, columns))
+    return down @ values @ across.mT
+
+
+def test_far_from_everything_a_hole_stays_empty() -> None:
+    around = torch.zeros(1, 2, 1, 40)
+    around[..., 0] = 3.0e7  # leaves nothing of itself where its window has ended
+    made = filled_up(torch.zeros_like(around), around, [(9, 1.0)])
+    assert (made[0, 0, 0, :5] == 1).all()
+    assert (made[0, 0, 0, 5:] == 0).all()

@@ -156,6 +156,19 @@ def test_streaming_equals_decoding_at_once(codec: LinearVideoCodec, chunk: int) 
     torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("part", [range(0), range(5), range(1), range(1, 4), range(4, 5)])
+def test_part_of_a_clip_is_decoded_as_in_the_whole(codec: LinearVideoCodec, part: range) -> None:
+    latents, references = noise(2, Z_DIM, 5, 1, 2), make_references(2, 16, 32)
+    whole = codec.decode(latents, references).sample
+    shots = codec.prepare(references, 5)
+    torch.testing.assert_close(codec.decode(latents, shots).sample, whole)
+    made = list(codec.decode_stream(latents, shots, groups=part))
+    first, behind = (max(4 * group - 3, 0) for group in (part.start, part.stop))
+    assert sum(frames.shape[2] for frames in made) == behind - first
+    if made:
+        torch.testing.assert_close(torch.cat(made, 2), whole[:, :, first:behind], atol=1e-3, rtol=0)
+
+
 def test_a_chunk_holds_at_least_one_latent_frame(codec: LinearVideoCodec) -> None:
     with pytest.raises(InputError, match="chunk must be at least 1, got 0"):
         next(codec.decode_stream(noise(1, Z_DIM, 1, 1, 1), chunk=0))
@@ -282,17 +295,15 @@ def test_a_part_of_a_clip_with_a_cut_is_decoded_as_in_the_whole(begin: int) -> N
     codec, both, _ = asking_for_a_cut(-1.0)
     latents, both = noise(1, Z_DIM, 8, 1, 2), both._replace(frames=torch.tensor([[0, 28]]))
     whole = codec.decode(latents, both).sample
-    shifted = both._replace(frames=both.frames - 4 * begin)
-    part = codec.decode(latents[:, :, begin:], shifted).sample
-    # the first latent frame of a part becomes one frame
-    expected = whole[:, :, 4 * begin + 1 :]
-    torch.testing.assert_close(part[:, :, 1:], expected, atol=1e-4, rtol=0)
+    part = list(codec.decode_stream(latents, both, groups=range(begin, 7)))
+    expected = whole[:, :, 4 * begin - 3 : 25]
+    torch.testing.assert_close(torch.cat(part, dim=2), expected, atol=1e-4, rtol=0)
 
 
 def test_a_draft_is_the_projection_of_the_carried_pictures(codec: LinearVideoCodec) -> None:
     references = make_references(2, 32, 32)
     references = references._replace(frames=torch.tensor([[0, 8]]).expand(2, 2))
-    drafted = codec.draft(references, 3)
+    drafted = codec.draft(codec.prepare(references, 3))
     video = codec.draft_shot(codec.prepare_references(references), torch.arange(9))
     assert video.shape == (2, 3, 9, 32, 32)
     torch.testing.assert_close(drafted, codec.encode(video).latent_dist.mode())
@@ -346,7 +357,7 @@ def test_a_picture_that_lends_no_pixels_is_not_shown(codec: LinearVideoCodec) ->
 def test_without_a_picture_there_is_no_draft(codec: LinearVideoCodec) -> None:
     references = make_references(2, 16, 32)._replace(is_lent=torch.zeros(2, 2, dtype=torch.bool))
     with pytest.raises(InputError, match=r"needs a picture that lends .* got .*False.* Draft"):
-        codec.draft(references, 2)
+        codec.draft(codec.prepare(references, 2))
 
 
 def test_text_of_another_encoder_is_refused(codec: LinearVideoCodec) -> None:
