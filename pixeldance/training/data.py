@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pixeldance.instructions import place_keyframes, sample_instructions
+from pixeldance.instructions import TrainingRecipe, place_keyframes, sample_instructions
 from pixeldance.models.codec import LinearVideoCodec, encode_pictures
 from pixeldance.models.text import encode_prompts, load_text_encoder
 from pixeldance.training.config import BucketConfig, TrainConfig
@@ -130,7 +130,7 @@ class _World(Dataset[dict[str, Tensor]]):
                 keep = [True] * len(mine)
             case "transformer":
                 videos = render_clips(world, scenes, bucket, self.config.fps)
-                batch = self._instructed(videos * 2 - 1, mine)
+                batch = instructed(self.codec, videos * 2 - 1, mine, self.config.recipe)
                 keep = batch.pop("keep")
         captions = [text if is_kept else "" for text, is_kept in zip(captions, keep, strict=True)]
         batch["prompt_embeds"], _ = encode_prompts(
@@ -138,32 +138,45 @@ class _World(Dataset[dict[str, Tensor]]):
         )
         return batch | named
 
-    def _instructed(self, videos: Tensor, sample_ids: tuple[int, ...]) -> dict[str, Any]:
-        """Clean latents and the conditions of the drawn instructions."""
-        clean = encode_pictures(self.codec, videos)
-        keyframes: list[dict[int, Tensor]] = []
-        keep = []
-        for clip, number in enumerate(sample_ids):
-            rng = random.Random(f"instructions:{number}")
-            drawn = sample_instructions(videos.shape[2], self.config.recipe, rng)
-            keep.append(drawn.keep_text)
-            pictures: dict[int, Tensor] = {}
-            if drawn.sources:
-                given = videos[clip, :, list(drawn.sources.values())].transpose(0, 1)[:, :, None]
-                latents = encode_pictures(self.codec, given)[:, :, 0]
-                noise = np.random.default_rng(number).standard_normal(latents.shape, np.float32)
-                signal = (1 - drawn.noise**2) ** 0.5
-                noised = signal * latents + drawn.noise * torch.from_numpy(noise)
-                pictures = dict(zip(drawn.sources, noised, strict=True))
-            keyframes.append(pictures)
-        conditions = place_keyframes(
-            keyframes,
-            num_frames=videos.shape[2],
-            channels=clean.shape[1],
-            latent_height=clean.shape[3],
-            latent_width=clean.shape[4],
-        )
-        return {"clean_latents": clean, "conditions": conditions.stacked(), "keep": keep}
+
+def instructed(
+    codec: LinearVideoCodec, videos: Tensor, sample_ids: Sequence[int], recipe: TrainingRecipe
+) -> dict[str, Any]:
+    """Clips and the instructions that are drawn for them, as the transformer learns from them.
+
+    Args:
+        codec: Codec on the videos' device.
+        videos: ``(n, 3, frames, height, width)`` in [-1, 1].
+        sample_ids: One number a clip, which decides all that is drawn.
+        recipe: How instructions are drawn.
+
+    Returns:
+        ``clean_latents`` and ``conditions``, and ``keep``: for each clip whether its text is seen.
+    """
+    clean = encode_pictures(codec, videos)
+    keyframes: list[dict[int, Tensor]] = []
+    keep = []
+    for clip, number in enumerate(sample_ids):
+        rng = random.Random(f"instructions:{number}")
+        drawn = sample_instructions(videos.shape[2], recipe, rng)
+        keep.append(drawn.keep_text)
+        pictures: dict[int, Tensor] = {}
+        if drawn.sources:
+            given = videos[clip, :, list(drawn.sources.values())].transpose(0, 1)[:, :, None]
+            latents = encode_pictures(codec, given)[:, :, 0]
+            noise = np.random.default_rng(number).standard_normal(latents.shape, np.float32)
+            signal = (1 - drawn.noise**2) ** 0.5
+            noised = signal * latents + drawn.noise * torch.from_numpy(noise)
+            pictures = dict(zip(drawn.sources, noised, strict=True))
+        keyframes.append(pictures)
+    conditions = place_keyframes(
+        keyframes,
+        num_frames=videos.shape[2],
+        channels=clean.shape[1],
+        latent_height=clean.shape[3],
+        latent_width=clean.shape[4],
+    )
+    return {"clean_latents": clean, "conditions": conditions.stacked(), "keep": keep}
 
 
 def render_clips(
