@@ -54,14 +54,15 @@ def decode_chunk(vae: Any, latents: Tensor, timeline: Timeline) -> Tensor:
 
 def _up_block(block: Any, frames: Tensor, timeline: Timeline) -> Tensor:
     """A ``WanUpBlock``, or a ``WanResidualUpBlock`` with a shortcut around everything."""
-    entry = frames
+    shortcut = getattr(block, "avg_shortcut", None)
+    entry = None if shortcut is None else frames
     for resnet in block.resnets:
         frames = residual_block(resnet, frames, timeline)
     resample = block.upsampler if hasattr(block, "upsampler") else (block.upsamplers or [None])[0]
     if resample is not None:
         frames = _upsample(resample, frames, timeline)
-    if getattr(block, "avg_shortcut", None) is not None:
-        _add_duplicated(block.avg_shortcut, entry, frames, is_first=timeline.is_first)
+    if entry is not None:
+        _add_duplicated(shortcut, entry, frames, is_first=timeline.is_first)
     return frames
 
 

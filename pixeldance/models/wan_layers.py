@@ -8,8 +8,7 @@ References:
     diffusers, models/autoencoders/autoencoder_kl_wan.py (the network, key for key).
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +22,6 @@ NORM_EPS = 1.0e-12
 """Smallest norm that is divided by, that of ``torch.nn.functional.normalize``."""
 CACHE_VALUES = 2**18
 """Values normalised at a time on a CPU, so that the passes over them stay in its cache."""
-
-
-class Shortcut(NamedTuple):
-    """Frames that pass by some layers.
-
-    Attributes:
-        frames: The distinct ones.
-        slots: For every frame of the clip, which of them it equals.
-    """
-
-    frames: Tensor
-    slots: Sequence[int]
 
 
 def conv_over_time(layer: nn.Conv3d, frames: Tensor, *, stride: int = 1) -> Tensor:
@@ -114,14 +101,10 @@ def causal_conv(layer: nn.Conv3d, frames: Tensor, timeline: Timeline) -> Tensor:
     return convolve_frames(window, timeline.kernel_of(layer, window))
 
 
-def norm_silu_conv(
-    norm: nn.Module,
-    layer: nn.Conv3d,
-    frames: Tensor,
-    timeline: Timeline,
-    shortcut: Shortcut | None = None,
+def norm_silu_window(
+    norm: nn.Module, layer: nn.Conv3d, frames: Tensor, timeline: Timeline
 ) -> Tensor:
-    """Norm, SiLU and a convolution over three frames, to which a shortcut may be added."""
+    """Norm and SiLU, as input of a convolution over three frames: with its past before it."""
     room = timeline.room_for(layer, frames)
     weight = cast("Tensor", norm.gamma).flatten()
     for clip, target in zip(frames, room[:, PAST:], strict=True):
@@ -129,21 +112,21 @@ def norm_silu_conv(
         portion = max(CACHE_VALUES // cells.shape[1], 1) if cells.is_cpu else len(cells)
         for some, place in zip(cells.split(portion), places.split(portion), strict=True):
             rms_norm_silu(some, weight, NORM_EPS, out=place)
-    window = timeline.causal_input(layer, room)
-    residual = None
-    if shortcut is not None:
-        count = max(window.shape[1] - PAST, 1)
-        residual = timeline.aligned(shortcut.frames, shortcut.slots, count)
-    return convolve_frames(window, timeline.kernel_of(layer, window), residual)
+    return timeline.causal_input(layer, room)
 
 
 def residual_block(block: Any, frames: Tensor, timeline: Timeline) -> Tensor:
-    """A ``WanResidualBlock``."""
+    """A ``WanResidualBlock``. What is not needed any more is let go of at once: it is large."""
     is_same = isinstance(block.conv_shortcut, nn.Identity)
-    passed = frames if is_same else pointwise(block.conv_shortcut, frames)
-    shortcut = Shortcut(passed, timeline.slots)
-    hidden = norm_silu_conv(block.norm1, block.conv1, frames, timeline)
-    return norm_silu_conv(block.norm2, block.conv2, hidden, timeline, shortcut)
+    passed, slots = frames if is_same else pointwise(block.conv_shortcut, frames), timeline.slots
+    window = norm_silu_window(block.norm1, block.conv1, frames, timeline)
+    del frames
+    hidden = convolve_frames(window, timeline.kernel_of(block.conv1, window))
+    del window
+    window = norm_silu_window(block.norm2, block.conv2, hidden, timeline)
+    del hidden
+    passed = timeline.aligned(passed, slots, max(window.shape[1] - PAST, 1))
+    return convolve_frames(window, timeline.kernel_of(block.conv2, window), passed)
 
 
 def attention_block(block: Any, frames: Tensor) -> Tensor:
@@ -165,4 +148,5 @@ def mid_block(block: Any, frames: Tensor, timeline: Timeline) -> Tensor:
 
 def output_head(network: Any, frames: Tensor, timeline: Timeline) -> Tensor:
     """Norm, SiLU and the last convolution of an encoder or decoder."""
-    return norm_silu_conv(network.norm_out, network.conv_out, frames, timeline)
+    window = norm_silu_window(network.norm_out, network.conv_out, frames, timeline)
+    return convolve_frames(window, timeline.kernel_of(network.conv_out, window))
