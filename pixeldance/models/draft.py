@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from pixeldance.models.carrying import FINE, Motion, carried, filled_up
+from pixeldance.models.carrying import FINE, Motion, carried
 from pixeldance.models.layers import warp
 
 _NEAREST = 0.02  # how much the farther picture counts at least
@@ -21,7 +21,8 @@ _STAND_IN = 0.5  # how much what is around counts where a picture shows somethin
 _SEEN = 0.4  # how likely something is in front from where it is not taken for background
 _RIM = 7  # pixels from side to side around it that show a mixture of both
 _EDGE = 17  # the same, and its shadow
-_AROUND = ((9, 1e-4), (33, 1e-7), (129, 1e-10))  # what stands in: size of surroundings, weight
+_RELAXATION = 512  # of what stands in: places along the longer side times steps, of each level
+_DOWN = 0.05  # how much what is above and below counts there; the rest are left and right
 
 
 def carried_pictures(pictures: Tensor, present: Tensor, motion: Motion, time: Tensor) -> Tensor:
@@ -76,7 +77,8 @@ def shown_share(agreement: Tensor, elapsed: Tensor) -> Tensor:
     Returns:
         In [0, 1], 0 where another layer is shown for sure.
     """
-    share = agreement / (agreement + _STAND_IN * (1 - agreement))
+    shown, hidden = agreement.square(), _STAND_IN * (1 - agreement).square()
+    share = shown / (shown + hidden)
     return torch.where(elapsed == 0, 1.0, share)
 
 
@@ -93,8 +95,37 @@ def stand_ins(pictures: Tensor, front: Tensor) -> Tensor:
     flat = rearrange(pictures, "n r c h w -> (n r) c h w").float()
     seen_front = _enlarged(rearrange(front, "n r c h w -> (n r) c h w")) > _SEEN
     covered = F.max_pool2d(seen_front.float(), _EDGE, stride=1, padding=_EDGE // 2)
-    seen = torch.cat([flat, torch.ones_like(covered)], dim=1) * (1 - covered)
-    return torch.lerp(flat, filled_up(seen, seen, _AROUND), covered).view(pictures.shape)
+    return _continued(flat, 1 - covered).view(pictures.shape)
+
+
+def _continued(values: Tensor, known: Tensor) -> Tensor:
+    """What is known, continued smoothly where nothing is: a membrane stretched between the edges.
+
+    It is stretched far more across than down, for horizons, floors and ceilings go on to the sides.
+    Coarse to fine, with some steps of relaxation on each level.
+
+    Args:
+        values: ``(n, channels, height, width)``, anything where not known.
+        known: ``(n, 1, height, width)``, 1 or 0.
+
+    Returns:
+        Values like ``values``; zero if nothing is known.
+    """
+    height, width = values.shape[-2:]
+    values = values * known
+    if min(height, width) == 1:
+        made = values.sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)
+    else:
+        share = F.avg_pool2d(known, 2, ceil_mode=True)
+        halved = F.avg_pool2d(values, 2, ceil_mode=True) / share.clamp(min=0.01)
+        coarse = _continued(halved, (share > 0).to(values.dtype))
+        made = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    for _ in range(min(max(_RELAXATION // max(height, width), 2), 32)):
+        padded = F.pad(torch.where(known > 0, values, made), (1, 1, 1, 1), mode="replicate")
+        across = F.avg_pool2d(padded[:, :, 1:-1], (1, 3), stride=1)
+        down = F.avg_pool2d(padded[:, :, :, 1:-1], (3, 1), stride=1)
+        made = torch.lerp(across, down, _DOWN)
+    return torch.where(known > 0, values, made)
 
 
 def _is_inside(flow: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pixeldance.models.carrying import FINE, Motion
-from pixeldance.models.draft import carried_pictures, shown_share
+from pixeldance.models.draft import carried_pictures, shown_share, stand_ins
 
 HEIGHT, WIDTH, SIDE, STEP = 64, 128, 24, 48  # the square goes STEP pixels to the right
 BACKGROUND, FOREGROUND = -0.5, 0.75
@@ -98,3 +98,42 @@ def test_what_lies_beyond_one_picture_comes_from_the_other(time: float, shift: i
     motion = Motion(flow, torch.zeros(1, 2, 1, *grid[1:]), torch.zeros(1, 2, 3, *grid))
     made = carried_pictures(pictures, torch.tensor([[True, True]]), motion, torch.tensor([[time]]))
     torch.testing.assert_close(made[0, :, 0], wide[:, :, shift : shift + WIDTH], atol=0.03, rtol=0)
+
+
+def covered(shape: tuple[int, int], left: int, right: int) -> Tensor:
+    """Something in front from the top to two thirds of the height, ``1 2 1 h w``."""
+    front = torch.zeros(1, 2, 1, shape[0] // FINE, shape[1] // FINE)
+    front[..., : front.shape[3] * 2 // 3, left // FINE : right // FINE] = 1.0
+    return front
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (48, 208), (144, 64)])
+def test_a_horizon_goes_on_behind_what_is_in_front(shape: tuple[int, int]) -> None:
+    height, width = shape
+    picture = torch.full((1, 2, 3, height, width), 0.8)
+    picture[..., height // 2 :, :] = -0.6
+    hidden = picture.clone()
+    front = covered(shape, width // 2 - 8, width // 2 + 8)
+    hidden[..., : height * 2 // 3, width // 2 - 8 : width // 2 + 8] = 0.1
+    made = stand_ins(hidden, front)
+    rows = torch.ones(height, dtype=torch.bool)
+    rows[height // 2 - 8 : height // 2 + 8] = False  # blurred at the horizon itself
+    difference = (made - picture)[..., rows, :].abs()
+    assert difference.max() < 0.35
+    assert difference.mean() < 0.02
+
+
+def test_what_is_not_covered_stays_and_what_is_gets_nothing_from_itself() -> None:
+    picture = torch.rand(1, 2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+    front = covered((64, 128), 40, 60)
+    far = [slice(None), slice(None), slice(None), slice(None), slice(80, None)]
+    made = stand_ins(picture, front)
+    torch.testing.assert_close(made[tuple(far)], picture[tuple(far)])
+    other = picture.clone()
+    other[..., :40, 40:60] = -1.0
+    torch.testing.assert_close(stand_ins(other, front), made)
+
+
+def test_with_everything_covered_nothing_stands_in() -> None:
+    made = stand_ins(torch.ones(1, 2, 3, 32, 32), torch.ones(1, 2, 1, 8, 8))
+    assert (made == 0).all()
