@@ -5,7 +5,7 @@ noise; only the recipe of their instructions differs. Held-out clips are then ma
 8 steps and decoded by the bare projection, so that nothing but the transformer shows. Finished
 trainings are kept in the output folder, so that a run that was stopped goes on.
 
-Run: python benchmarks/recipe_ablation.py --output ablation (needs the extra eval; about 45 minutes
+Run: python benchmarks/recipe_ablation.py --output ablation (needs the extra eval; about an hour
 of one core; --steps 20 --pool 40 --num-clips 4 tries it out).
 """
 
@@ -224,7 +224,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> s
 def main() -> None:
     """Train what is not there yet, ask, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--pool", type=int, default=2000, help="training clips")
     parser.add_argument("--num-clips", type=int, default=64, help="held-out clips")
     parser.add_argument("--codec", type=Path, default=Path("weights/pixeldance-mini/vae"))
