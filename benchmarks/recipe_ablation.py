@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pixeldance.evaluation.lpips import Lpips, load_lpips
 from pixeldance.evaluation.measures import compare_clip
@@ -89,12 +90,16 @@ def simple_scenes(world: StickerWorld, count: int) -> list[Scene]:
     return scenes
 
 
-def make_pool(split: Literal["train", "heldout"], count: int) -> Pool:
+def make_pool(
+    split: Literal["train", "heldout"],
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+) -> Pool:
     """Render clips of a split and read their texts."""
     world = StickerWorld(split)
     scenes = simple_scenes(world, count)
     captions = [describe(scene, seed) for seed, scene in enumerate(scenes)]
-    tokenizer, text_encoder = load_text_encoder()
     videos, embeds = [], []
     for start in range(0, count, 64):
         part = slice(start, start + 64)
@@ -144,17 +149,14 @@ def last_pictures(videos: Frames, kind: LastPicture) -> list[Image.Image] | None
     if kind == "none":
         return None
     pictures = [Image.fromarray(frames[-1]) for frames in videos]
-    if kind == "rough":  # a sketch: blurred by 3 pixels, in 8 grey levels a colour
+    if kind == "rough":  # a sketch: blurred by 3 pixels, in 24 colours
         blurred = [picture.filter(ImageFilter.GaussianBlur(3)) for picture in pictures]
         return [picture.quantize(24).convert("RGB") for picture in blurred]
     if kind == "shifted":  # by an eighth of the width, as if the camera stood elsewhere
         shift = BUCKET.width // 8
-        box = (shift, 0, BUCKET.width + shift, BUCKET.height)
-        mirrored = [
-            Image.fromarray(np.pad(frames[-1], ((0, 0), (0, shift), (0, 0)), "reflect"))
-            for frames in videos
-        ]
-        return [picture.crop(box) for picture in mirrored]
+        pad = ((0, 0), (0, shift), (0, 0))
+        shifted = (np.pad(frames[-1], pad, "reflect")[:, shift:] for frames in videos)
+        return [Image.fromarray(frame) for frame in shifted]
     return pictures
 
 
@@ -234,16 +236,16 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     codec = LinearVideoCodec.from_pretrained(options.codec)
     codec.refiner = None  # what the transformer makes, as it is
-    tokenizer, text_encoder = load_text_encoder()
+    texts = tokenizer, text_encoder = load_text_encoder()
     training = heldout = None
     lpips, found = load_lpips(), {}
     for name, recipe in RECIPES.items():
         folder = options.output / name.replace(" ", "-")
         if not folder.exists():
-            training = training or make_pool("train", options.pool)
+            training = training or make_pool("train", options.pool, *texts)
             logger.info("training %s", name)
             train(recipe, training, codec, options.steps).save_pretrained(folder)
-        heldout = heldout or make_pool("heldout", options.num_clips)
+        heldout = heldout or make_pool("heldout", options.num_clips, *texts)
         transformer = PixelDanceTransformer3DModel.from_pretrained(folder)
         pipeline = PixelDancePipeline(transformer, codec, text_encoder, tokenizer, shift=SHIFT)
         pipeline.set_progress_bar_config(disable=True)
